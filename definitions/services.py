@@ -1,0 +1,20 @@
+"""What a model asks for: the features of one model version, in order."""
+
+from featurestore import FeatureService
+
+from .views import aircraft_facts, airport_weather, carrier_names, last_landing, route_departure
+
+# The same table in another role: a request column of another name stands for the view's key.
+origin_weather = airport_weather.alias("origin_weather", join_keys={"origin": "origin"})
+
+departure_delay_v1 = FeatureService(
+    "departure_delay_v1",
+    features=[
+        origin_weather,
+        aircraft_facts[["year_built", "seats"]],
+        last_landing[["arrival_delay", "air_time"]],
+        route_departure,
+        carrier_names,
+    ],
+    description="Will this flight leave late? Asked at its scheduled departure",
+)

@@ -1,0 +1,66 @@
+"""Features: which columns, of which entity, how fresh and for how long."""
+
+from featurestore import FeatureView, Field
+from featurestore.types import Bool, Float64, Int32, Int64, String
+
+from .entities import aircraft, airport, carrier, route
+from .sources import airlines, departures, landings, planes, weather
+
+# Hourly weather. `refresh` says that the view is materialized every hour, so serving sees an observation from the next full hour on,
+# plus the source's delay, and training sees exactly the same. After six hours an observation says nothing any more: `ttl`.
+airport_weather = FeatureView(
+    "airport_weather",
+    entities=[airport],
+    source=weather,
+    fields=[
+        Field("temperature", Float64),
+        Field("wind_speed", Float64),
+        Field("precipitation", Float64),
+        Field("visibility", Float64),
+    ],
+    refresh="1h",
+    ttl="6h",
+    description="The latest weather at an airport, at most six hours old",
+)
+
+# Facts that do not change: a view over a static source has neither refresh nor ttl.
+aircraft_facts = FeatureView(
+    "aircraft_facts",
+    entities=[aircraft],
+    source=planes,
+    fields=[Field("year_built", Int32), Field("manufacturer", String), Field("seats", Int32)],
+    description="What is known of an aircraft",
+)
+
+# The last landing of an aircraft, as known at the time that is asked for.
+last_landing = FeatureView(
+    "last_landing",
+    entities=[aircraft],
+    source=landings,
+    fields=[Field("flight_id", Int64), Field("arrival_delay", Int32), Field("air_time", Int32)],
+    refresh="1h",
+    ttl="30d",
+    description="The last landing of an aircraft",
+)
+
+# SQL over the one source of the view: projection, expressions and WHERE. It gives the keys, the source's times and the features.
+route_departure = FeatureView(
+    "route_departure",
+    entities=[route],
+    source=departures,
+    sql="""
+        SELECT origin, destination, departed_at,
+               departure_delay > 15 AS left_late,
+               CAST(distance * 1.609344 AS DOUBLE) AS distance_km
+        FROM departures
+        WHERE destination IS NOT NULL
+    """,
+    fields=[Field("left_late", Bool), Field("distance_km", Float64)],
+    refresh="1h",
+    ttl="7d",
+    description="The last departure on a route",
+)
+
+carrier_names = FeatureView(
+    "carrier_names", entities=[carrier], source=airlines, fields=[Field("name", String)], description="The airline's name"
+)

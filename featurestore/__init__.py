@@ -1,0 +1,21 @@
+"""featurestore: a feature value is a function of (entity key, time), and training and serving evaluate the same one.
+
+Definitions are imported with this package and are light; `FeatureStore` brings DuckDB, Arrow and Redis in when it is first named.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from featurestore.definitions import Alias, Entity, FeatureService, FeatureView, Field, FileSource
+
+if TYPE_CHECKING:
+    from featurestore.store import FeatureStore
+
+__all__ = ["Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "FeatureStore":
+        from featurestore.store import FeatureStore
+
+        return FeatureStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,260 @@
+"""Materialization: source rows into offline tables, and from there the online row of every key that they touch (T7, T8).
+
+A run works on an interval `(start, end]` of visible time of one view version and holds the version's lease. It replaces the interval
+chunk by chunk; each chunk is one transaction of the table and one update of the coverage, so a run that was killed goes on where it
+stopped. Then it writes online what the table says at the watermark for every key that changed since the last completed load: the
+same function that training evaluates at past times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from featurestore.clock import Clock, duration_micros, instant_text, to_micros
+from featurestore.errors import GapError, InputError, OfflineStoreError, SourceError
+from featurestore.offline.point_in_time import values_at
+from featurestore.offline.session import identifier, literal, session
+from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
+from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
+from featurestore.offline.tables import OfflineTable, Snapshot
+from featurestore.online.store import OnlineStore
+from featurestore.registry.lease import lease
+from featurestore.registry.registry import Registry
+from featurestore.registry.state import Coverage, Loaded, Version
+from featurestore.settings import Settings
+
+__all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
+
+_CHUNK_ROWS = 5_000_000
+_READ_ROWS = 122_880
+_LOAD_ROWS = 100_000
+_STATIC = (BEGINNING - 1, BEGINNING)
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a run is: rows done of rows to do, in its `offline` or its `online` phase."""
+
+    view: str
+    phase: str
+    done: int
+    total: int
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run did. `start` and `end` bound the visible time that it replaced; all counts are rows."""
+
+    view: str
+    version: int
+    run: int
+    start: int | None
+    end: int
+    rows: int = 0
+    chunks: int = 0
+    null_keys: int = 0
+    null_times: int = 0
+    late: int = 0
+    online_written: int = 0
+    online_deleted: int = 0
+    online_full: bool = False
+    warnings: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready data."""
+        return asdict(self) | {
+            "start": None if self.start is None else instant_text(self.start),
+            "end": instant_text(self.end),
+            "warnings": list(self.warnings),
+        }
+
+
+def offline_table(settings: Settings, version: Version) -> OfflineTable:
+    """Return the table of a version, in the folder that is its alone."""
+    return OfflineTable(settings.offline_folder / version.view.name / f"v{version.number}-{version.uid}", version.view)
+
+
+@dataclass(frozen=True)
+class Materialization:
+    """Runs views of one repo."""
+
+    settings: Settings
+    registry: Registry
+    online: OnlineStore
+    clock: Clock
+
+    def run(self, version: Version, start: int | None, end: int | None, progress: Progress) -> Report:
+        """Materialize one version over `(start, end]`, by default from its watermark to now.
+
+        Raises:
+            RunInProgressError: another run holds the version.
+            GapError: the interval would leave out source rows between the watermark and its start.
+            SourceError, OfflineStoreError, OnlineStoreError: what was committed until then stays and is covered.
+
+        """
+        with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
+            return _Run(self, self.registry.version(version.id), progress).execute(start, end)
+
+
+class _Run:
+    """One run of one version, under its lease."""
+
+    def __init__(self, parent: Materialization, version: Version, progress: Progress) -> None:
+        self.settings, self.registry, self.online = parent.settings, parent.registry, parent.online
+        self.version = version
+        self.view = version.view
+        self.table = offline_table(parent.settings, version)
+        self.clock = parent.clock
+        self.now = self.clock()
+        self.progress = progress
+
+    def execute(self, start: int | None, end: int | None) -> Report:
+        interval = _STATIC if self.view.is_static else self._interval(start, end)
+        rows = view_rows(self.view, self.settings.root)
+        found = self._survey(rows, interval)
+        until = self.now if self.view.is_static else interval[1]
+        beginning = None if interval[0] < BEGINNING else interval[0]
+        run = self.registry.start_run(self.version, beginning, until, now=self.now)
+        report = Report(self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times)
+        try:
+            report = self._write_offline(rows, interval, found, report)
+            report, loaded = self._load_online(report)
+        except BaseException as reason:
+            error = str(reason) or type(reason).__name__
+            self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), error=error)
+            raise
+        self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), loaded=loaded)
+        return report
+
+    # The interval
+
+    @property
+    def _history_start(self) -> int:
+        return BEGINNING - 1 if self.view.history_start is None else to_micros(self.view.history_start)
+
+    @property
+    def _covered_until(self) -> int:
+        """Where coverage ends, or where it will begin."""
+        watermark = self.version.watermark
+        return self._history_start if watermark is None else watermark
+
+    def _interval(self, start: int | None, end: int | None) -> tuple[int, int]:
+        last = self.now if end is None else end
+        if last > self.now:
+            raise InputError(f"end {instant_text(last)} lies in the future; it is {instant_text(self.now)} now", name="end")
+        first = self._covered_until - duration_micros(self.view.lookback) if start is None else start
+        if start is not None and start >= last:
+            raise InputError(f"start {instant_text(start)} is not before end {instant_text(last)}", name="start")
+        first = max(first, self._history_start)
+        return first, max(first, last)
+
+    def _survey(self, rows: ViewRows, interval: tuple[int, int]) -> Survey:
+        gap = (self._covered_until, max(self._covered_until, interval[0]))
+        with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+            if self.view.is_static:
+                find_duplicate_key(connection, rows)
+                return survey(connection, rows, interval, (0, 0))
+            found = survey(connection, rows, interval, gap)
+        if found.gap_rows:
+            raise GapError(
+                f"view {self.view.name!r} is covered until {instant_text(_shown(gap[0]))}: a run from {instant_text(gap[1])} would leave "
+                f"{found.gap_rows} source rows out that become visible in between; begin at or before {instant_text(_shown(gap[0]))}"
+                + ("" if self.version.coverage else ", or set the view's history_start")
+            )
+        return found
+
+    # Offline
+
+    def _write_offline(self, rows: ViewRows, interval: tuple[int, int], found: Survey, report: Report) -> Report:
+        before = self.version
+        if interval[0] < interval[1]:
+            for first, last in found.chunks(*interval, _CHUNK_ROWS):
+                snapshot, count = self._replace(rows, (first, last), report, found.rows)
+                report = replace(report, rows=report.rows + count, chunks=report.chunks + 1)
+                self._cover(max(self._covered_until, last), snapshot)
+        if self.view.is_static:
+            self._cover(self.now, self.table.snapshot())
+        elif before.coverage is not None:
+            with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+                covered = (before.coverage.start, before.coverage.end)
+                late = count_late_rows(connection, rows, self._snapshot(), covered, interval)
+            report = replace(report, late=late)
+        return report
+
+    def _replace(self, rows: ViewRows, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
+        visible = "epoch_us(__visible_time)"
+        query = f"SELECT * FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {chunk[0]} AND {visible} <= {chunk[1]}"
+        with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+            reader = connection.sql(query).to_arrow_reader(_READ_ROWS)
+            counted = pa.RecordBatchReader.from_batches(reader.schema, self._counted(reader, report.rows, total))
+            return self.table.replace(*chunk, counted, run=report.run)
+
+    def _counted(self, reader: pa.RecordBatchReader, done: int, total: int) -> Iterator[pa.RecordBatch]:
+        for batch in reader:
+            done += len(batch)
+            self.progress(Step(self.view.name, "offline", done, total))
+            yield batch
+
+    def _cover(self, end: int, snapshot: Snapshot) -> None:
+        self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version)
+        self.version = self.registry.version(self.version.id)
+
+    def _snapshot(self) -> Snapshot:
+        return self.table.snapshot(self.version.table_version)
+
+    # Online
+
+    def _load_online(self, report: Report) -> tuple[Report, Loaded | None]:
+        watermark = self.version.watermark
+        if not self.view.online or watermark is None:
+            return report, None
+        snapshot, loaded = self._snapshot(), self.version.loaded
+        # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
+        is_full = loaded is None or self.online.loaded_run(self.version) != loaded.run
+        files = {file.path: file for file in snapshot.files}
+        if not is_full and loaded is not None:
+            before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}
+            files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
+        written = deleted = 0
+        total = sum(file.rows for file in files.values())
+        for keys in self._distinct_keys(sorted(map(str, files))):
+            values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
+            present, absent = pa.array(values.present), pa.array(~values.present)
+            kept = [key.filter(present) for key in keys]
+            rows, times = values.features.filter(present), values.event_times.filter(present)
+            written += self.online.write(self.version, kept, rows, times, run=report.run, now=self.now)
+            deleted += self.online.delete(self.version, [key.filter(absent) for key in keys], run=report.run)
+            self.progress(Step(self.view.name, "online", written + deleted, max(total, written + deleted)))
+        if is_full:
+            deleted += self.online.sweep(self.version, run=report.run)
+        self.online.mark_loaded(self.version, run=report.run)
+        report = replace(report, online_written=written, online_deleted=deleted, online_full=is_full)
+        return report, Loaded(report.run, snapshot.version)
+
+    @property
+    def _features(self) -> list[str]:
+        return [each.name for each in self.view.fields]
+
+    def _distinct_keys(self, files: list[str]) -> Iterator[list[pa.ChunkedArray]]:
+        """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""
+        if not files:
+            return
+        names = [key.name for key in self.view.join_keys]
+        columns = ", ".join(map(identifier, names))
+        query = f"SELECT {columns} FROM read_parquet([{', '.join(map(literal, files))}]) GROUP BY __key_hash, {columns} ORDER BY __key_hash"
+        with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
+            for batch in connection.sql(query).to_arrow_reader(_LOAD_ROWS):
+                table = pa.Table.from_batches([batch])
+                yield [table[key.name].cast(key.type.arrow) for key in self.view.join_keys]
+
+
+def _shown(instant: int) -> int | None:
+    return None if instant < BEGINNING else instant

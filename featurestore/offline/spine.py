@@ -1,0 +1,190 @@
+"""Spines: any table of entity keys and timestamps, read in batches as often as needed, its own columns left as they are.
+
+A spine may be an Arrow table, a pandas or Polars frame or anything else with `__arrow_c_stream__` (a DuckDB relation, a record batch
+reader), a path to Parquet, or SQL text for DuckDB. What can be read only once, or could answer differently the second time, is kept in a
+temporary Arrow file first.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from featurestore.errors import SpineError, known_names
+from featurestore.offline.session import session
+from featurestore.types import ValueType
+
+__all__ = ["Spine", "key_column", "open_spine", "times_of"]
+
+_BATCH_ROWS = 122_880
+_SQL = ("select", "with", "from", "(")
+
+Batches = Callable[[Sequence[str] | None], Iterator[pa.RecordBatch]]
+
+
+@dataclass(frozen=True)
+class Spine:
+    """A table of keys and timestamps. `read` gives its batches, of all columns or of some, anew at each call."""
+
+    schema: pa.Schema
+    timestamp_column: str
+    read: Batches
+
+    def chunks(self, rows: int) -> Iterator[pa.Table]:
+        """Give the rows in order, in tables of about so many."""
+        held: list[pa.RecordBatch] = []
+        count = 0
+        for batch in self.read(None):
+            held.append(batch)
+            count += len(batch)
+            if count >= rows:
+                yield pa.Table.from_batches(held, self.schema)
+                held, count = [], 0
+        if held:
+            yield pa.Table.from_batches(held, self.schema)
+
+    def times(self) -> Iterator[npt.NDArray[np.int64]]:
+        """Give the timestamps of all rows, in microseconds."""
+        for batch in self.read([self.timestamp_column]):
+            yield times_of(batch.column(0), self.timestamp_column)
+
+
+def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -> Spine:
+    """Return a spine, checked for its timestamp and key columns.
+
+    Raises:
+        SpineError: it cannot be read, lacks a column, names one twice, or a column has a type that cannot be a key or a timestamp.
+
+    """
+    schema, read = _batches(source)
+    spine = Spine(schema, timestamp_column, read)
+    twice = {name for name in schema.names if schema.names.count(name) > 1}
+    if twice:
+        raise SpineError(f"the spine has more than one column {min(twice)!r}", name=min(twice))
+    for name in [timestamp_column, *keys]:
+        if name not in schema.names:
+            what = "timestamp" if name == timestamp_column else "key"
+            raise SpineError(f"the spine has no {what} column {name!r}; {known_names(name, schema.names)}", name=name)
+    empty = schema.empty_table()
+    times_of(empty[timestamp_column], timestamp_column)
+    for name, type_ in keys.items():
+        key_column(empty[name], name, type_)
+    return spine
+
+
+def _batches(source: Any) -> tuple[pa.Schema, Batches]:
+    if isinstance(source, Path) or (isinstance(source, str) and not source.lstrip().lower().startswith(_SQL)):
+        return _parquet(Path(source))
+    if isinstance(source, str):
+        with session(SpineError, "the spine's SQL") as connection:
+            return _spooled(connection.sql(source).to_arrow_reader(_BATCH_ROWS))
+    if isinstance(source, pa.Table | pa.RecordBatch):
+        return _table(source if isinstance(source, pa.Table) else pa.Table.from_batches([source]))
+    try:
+        if type(source).__module__.partition(".")[0] == "pandas":
+            return _table(pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata())
+        if isinstance(source, duckdb.DuckDBPyRelation):
+            return _spooled(source.to_arrow_reader(_BATCH_ROWS))
+        if hasattr(source, "__arrow_c_stream__"):
+            return _spooled(pa.RecordBatchReader.from_stream(source))
+    except (pa.ArrowException, duckdb.Error) as reason:
+        raise SpineError(f"the spine cannot be read: {reason}") from reason
+    raise SpineError(
+        f"a {type(source).__name__} is no spine; pass an Arrow table, a pandas or Polars frame, a DuckDB relation, "
+        "a path to Parquet, or SQL text"
+    )
+
+
+def _table(table: pa.Table) -> tuple[pa.Schema, Batches]:
+    return table.schema, lambda columns: iter((table.select(columns) if columns else table).to_batches(_BATCH_ROWS))
+
+
+def _parquet(path: Path) -> tuple[pa.Schema, Batches]:
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError:
+        raise SpineError(f"no spine at {path}: neither a Parquet file nor SQL (which begins with SELECT, WITH or FROM)") from None
+    except (OSError, pa.ArrowException) as reason:
+        raise SpineError(f"the spine {path} cannot be read as Parquet: {reason}") from reason
+
+    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(_BATCH_ROWS, columns=list(columns) if columns else None)
+
+    return schema.remove_metadata(), read
+
+
+def _spooled(reader: pa.RecordBatchReader) -> tuple[pa.Schema, Batches]:
+    folder = tempfile.TemporaryDirectory(prefix="featurestore-spine-")
+    path = Path(folder.name) / "spine.arrow"
+    try:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, reader.schema) as writer:
+            for batch in reader:
+                writer.write_batch(batch)
+    except (OSError, pa.ArrowException, duckdb.Error) as reason:
+        raise SpineError(f"the spine cannot be read: {reason}") from reason
+
+    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(Path(folder.name) / "spine.arrow")) as file:  # the folder lives as long as its reader
+            batches = pa.ipc.open_file(file)
+            for number in range(batches.num_record_batches):
+                batch = batches.get_batch(number)
+                yield batch.select(list(columns)) if columns else batch
+
+    return reader.schema, read
+
+
+def times_of(column: pa.Array | pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
+    """Return a timestamp column in microseconds, shape (rows,); a naive one is read as UTC, nanoseconds are rounded down."""
+    if not pa.types.is_timestamp(column.type):
+        raise SpineError(f"timestamp column {name!r} is {column.type}, not a timestamp; cast it", name=name)
+    if column.null_count:
+        raise SpineError(f"timestamp column {name!r} has {column.null_count} nulls; a row without a time has no value", name=name)
+    try:
+        if column.type.unit == "ns":
+            nanoseconds: npt.NDArray[np.int64] = np.asarray(column.cast(pa.int64()))
+            return nanoseconds // 1000
+        return np.asarray(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+    except pa.ArrowInvalid as reason:
+        raise SpineError(f"timestamp column {name!r} holds a time that microseconds cannot count: {reason}", name=name) from reason
+
+
+def key_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
+    """Return a key column in its declared type; SpineError for a type whose values could change on the way."""
+    plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+    if not pa.types.is_null(plain.type) and not _KEY_TYPES[type_.name](plain.type):
+        raise SpineError(f"key column {name!r} is {column.type}, but the key is declared {type_}; cast it", name=name)
+    try:
+        cast = pc.cast(plain, type_.arrow)
+    except pa.ArrowInvalid as reason:
+        raise SpineError(f"key column {name!r} holds a value that {type_} cannot: {reason}", name=name) from reason
+    return cast if isinstance(cast, pa.ChunkedArray) else pa.chunked_array([cast])
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_))
+
+
+_KEY_TYPES: dict[str, Callable[[pa.DataType], bool]] = {
+    "String": _is_text,
+    "Bytes": _is_binary,
+    "Int64": pa.types.is_integer,
+    "Int32": pa.types.is_integer,
+    "Bool": pa.types.is_boolean,
+    "Date": pa.types.is_date,
+    "Timestamp": pa.types.is_timestamp,
+}

@@ -1,0 +1,236 @@
+"""Offline tables: one Delta table per view version. This docstring is the layout's specification.
+
+Columns, in this order:
+
+    <join keys>      declared types, never null
+    __event_time     timestamp[us, UTC]; null in static tables
+    __created_time   timestamp[us, UTC]; null where the source does not say
+    __visible_time   timestamp[us, UTC]; when serving could first have returned the row (T3)
+    __seq            int64; file and row order, the last tie-break of T4
+    __key_hash       int64; see `keys.py`, whose algorithm the table names as `featurestore.keyHash`
+    <features>       declared types
+
+Files are **slabs of visible time**: the intervals of visible time of any two files are disjoint, and a file's name states its own as
+`<first>_<last>_<random>.parquet`, in microseconds. How long a slab is follows from the number of rows, as the writer chooses.
+Within a file rows are sorted by (__key_hash, join keys, __visible_time, __event_time, __created_time nulls first, __seq), so the rows
+of one key lie together and those of any range of hashes form a range of row groups.
+
+An interval `(start, end]` of visible time is replaced by one Delta transaction that removes the files inside it, cuts those across
+its bounds, and adds the new rows. It carries the run's number as application transaction and is never retried: a writer that
+read an older version than the newest fails.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import orjson
+import pyarrow as pa
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+
+from featurestore.clock import from_micros
+from featurestore.definitions import FeatureView
+from featurestore.errors import OfflineStoreError
+from featurestore.offline.keys import ALGORITHM, key_hash
+from featurestore.offline.session import identifier, literal, session
+
+__all__ = ["DataFile", "OfflineTable", "Snapshot", "table_schema"]
+
+_TIME = pa.timestamp("us", "UTC")
+HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_hash")
+
+
+def table_schema(view: FeatureView) -> pa.Schema:
+    """Return the Arrow schema of a view's table."""
+    times = [pa.field(name, _TIME) for name in HIDDEN[:3]]
+    return pa.schema([
+        *(pa.field(key.name, key.type.arrow, nullable=False) for key in view.join_keys),
+        *times,
+        pa.field("__seq", pa.int64(), nullable=False),
+        pa.field("__key_hash", pa.int64(), nullable=False),
+        *(pa.field(field.name, field.type.arrow) for field in view.fields),
+    ])
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table and the visible times, both inclusive, that it holds."""
+
+    path: Path
+    first: int
+    last: int
+    rows: int
+
+    @property
+    def sql(self) -> str:
+        """The file as a DuckDB table expression."""
+        return f"read_parquet({literal(str(self.path))})"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A table at one version: its files in the order of their visible times."""
+
+    version: int
+    files: tuple[DataFile, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """How many rows the table holds at this version."""
+        return sum(file.rows for file in self.files)
+
+
+class OfflineTable:
+    """The Delta table of one view version, in a folder of its own."""
+
+    def __init__(self, folder: Path, view: FeatureView) -> None:
+        self.folder = folder
+        self.view = view
+        self.schema = table_schema(view)
+
+    def snapshot(self, version: int | None = None) -> Snapshot:
+        """Return the table at a version, the newest without one. Before the first commit it is version -1 and empty."""
+        try:
+            if version == -1 or not DeltaTable.is_deltatable(str(self.folder)):
+                return Snapshot(-1)
+            return self._snapshot(DeltaTable(str(self.folder), version=version))
+        except (DeltaError, OSError) as reason:
+            raise OfflineStoreError(f"cannot read the table of view {self.view.name!r} at {self.folder}: {reason}") from reason
+
+    def _snapshot(self, table: DeltaTable) -> Snapshot:
+        actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "num_records"]).to_pylist()
+        files = [self._file(action["path"], action["num_records"]) for action in actions]
+        return Snapshot(table.version(), tuple(sorted(files, key=lambda file: file.first)))
+
+    def _file(self, name: str, rows: int) -> DataFile:
+        first, last, _ = name.split("_", 2)
+        return DataFile(self.folder / name, int(first), int(last), rows)
+
+    def replace(self, start: int, end: int, rows: pa.RecordBatchReader, *, run: int) -> tuple[Snapshot, int]:
+        """Replace the rows with `start < visible time <= end` by `rows`, in one transaction.
+
+        `rows` has the table's columns except `__key_hash`, in any order of rows, all inside the interval. Returns the new snapshot
+        and how many rows the interval now has.
+
+        Raises:
+            OfflineStoreError: the rows cannot be written, or another writer has committed in between; nothing has changed.
+
+        """
+        before: list[Path] = []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for leftover in self.folder.glob("*.writing"):
+                leftover.unlink()
+            before = list(self.folder.glob("*.parquet"))
+            return self._replace(start, end, rows, run)
+        except (DeltaError, OSError) as reason:
+            self._discard_since(before)
+            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+        except BaseException:
+            self._discard_since(before)
+            raise
+
+    def _replace(self, start: int, end: int, rows: pa.RecordBatchReader, run: int) -> tuple[Snapshot, int]:
+        table = self._open_or_create()
+        touched = [file for file in self._snapshot(table).files if file.last > start and file.first <= end]
+        with session(OfflineStoreError, self._trouble) as connection:
+            added = self._write_sorted(connection, rows)
+            rests = [rest for file in touched for rest in self._write_rest(connection, file, start, end)]
+        if touched or added:
+            self._commit(table, touched, [*added, *rests], run)
+        return self.snapshot(), sum(file.rows for file in added)
+
+    def _discard_since(self, before: Sequence[Path]) -> None:
+        """Remove the files of a transaction that failed; runs exclude each other, so whatever is new is its own."""
+        committed = {file.path for file in self.snapshot().files}
+        for path in self.folder.glob("*.parquet*"):
+            if path not in before and path not in committed:
+                path.unlink(missing_ok=True)
+
+    @property
+    def _trouble(self) -> str:
+        return f"cannot write the table of view {self.view.name!r} at {self.folder}"
+
+    def _open_or_create(self) -> DeltaTable:
+        if DeltaTable.is_deltatable(str(self.folder)):
+            return DeltaTable(str(self.folder))
+        # `enableExpiredLogCleanup`: a training set names the versions that it read, so none may be forgotten behind our back.
+        configuration = {"delta.enableExpiredLogCleanup": "false", "featurestore.keyHash": ALGORITHM}
+        return DeltaTable.create(
+            str(self.folder),
+            schema=Schema.from_arrow(self.schema),
+            name=self.view.name,
+            configuration=configuration,
+            raise_if_key_not_exists=False,
+        )
+
+    def _write_sorted(self, connection: duckdb.DuckDBPyConnection, rows: pa.RecordBatchReader) -> list[DataFile]:
+        columns = ", ".join(identifier(field.name) for field in self.schema)
+        keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
+        order = f"__key_hash, {keys}, __visible_time, __event_time, __created_time NULLS FIRST, __seq"
+        connection.register("new_rows", self._with_hash(rows))
+        return self._copy(connection, f"SELECT {columns} FROM new_rows ORDER BY {order}")
+
+    def _with_hash(self, rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        schema = rows.schema.append(pa.field("__key_hash", pa.int64()))
+        batches = (
+            pa.RecordBatch.from_arrays(
+                [*batch.columns, pa.array(key_hash([batch.column(key.name) for key in self.view.join_keys]))], schema=schema
+            )
+            for batch in rows
+        )
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def _write_rest(
+        self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int
+    ) -> Iterator[DataFile]:
+        """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
+        if file.first <= start:
+            yield from self._copy(connection, f"SELECT * FROM {file.sql} WHERE epoch_us(__visible_time) <= {start}")
+        if file.last > end:
+            yield from self._copy(connection, f"SELECT * FROM {file.sql} WHERE epoch_us(__visible_time) > {end}")
+
+    def _copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
+        unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
+        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} (FORMAT parquet, COMPRESSION zstd)")
+        bounds = "min(epoch_us(__visible_time)), max(epoch_us(__visible_time)), count(*)"
+        first, last, rows = connection.execute(f"SELECT {bounds} FROM read_parquet({literal(str(unnamed))})").fetchall()[0]
+        if not rows:
+            unnamed.unlink()
+            return []
+        named = unnamed.with_name(f"{first}_{last}_{unnamed.name.removesuffix('.writing')}")
+        unnamed.rename(named)
+        return [DataFile(named, first, last, rows)]
+
+    def _commit(self, table: DeltaTable, removed: Sequence[DataFile], added: Sequence[DataFile], run: int) -> None:
+        now = time.time_ns() // 1_000_000
+        actions: list[AddAction | RemoveAction] = [_add(file, now) for file in added]
+        actions += [RemoveAction(file.path.name, True, now, file.path.stat().st_size, {}) for file in removed]
+        table.create_write_transaction(
+            actions,
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(
+                max_commit_retries=0, app_transactions=[Transaction("featurestore", run)], custom_metadata={"run": str(run)}
+            ),
+        )
+
+
+def _add(file: DataFile, now: int) -> AddAction:
+    stats = {
+        "numRecords": file.rows,
+        "minValues": {"__visible_time": _stamp(file.first)},
+        "maxValues": {"__visible_time": _stamp(file.last)},
+    }
+    return AddAction(file.path.name, file.path.stat().st_size, {}, now, True, orjson.dumps(stats).decode())
+
+
+def _stamp(instant: int) -> str:
+    return from_micros(instant).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

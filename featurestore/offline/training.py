@@ -1,0 +1,150 @@
+"""Training sets: the features of a service for each row of a spine, as of the row's own time.
+
+T5: output rows are the spine's rows, same count, same order, duplicates kept, spine columns untouched; absent values are null; types are
+the declared ones. T7: a row is complete if all that could be visible at its time is materialized; rows that are not are an error
+unless `incomplete` says what to do with them. The rule itself is in `point_in_time.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.clock import instant_text
+from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
+from featurestore.offline.point_in_time import values_at
+from featurestore.offline.sources import BEGINNING
+from featurestore.offline.spine import Spine, key_column, times_of
+from featurestore.offline.tables import Snapshot
+from featurestore.registry.selection import Lookup, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Incomplete", "TrainingSet"]
+
+_CHUNK_ROWS = 500_000
+
+Incomplete = Literal["error", "stale", "null"]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """A point-in-time training set, computed as it is read: `to_batches` and `to_parquet` never hold all of it.
+
+    Its columns are the spine's, then the features in the service's order as `view__feature`. It reads the table versions that were
+    current when it was made, so reading it twice gives the same values whatever is materialized in between.
+    """
+
+    spine: Spine
+    selection: Selection
+    snapshots: Mapping[str, Snapshot]
+    incomplete: Incomplete = "error"
+
+    def __post_init__(self) -> None:
+        taken = set(self.selection.columns) & set(self.spine.schema.names)
+        if taken:
+            raise SpineError(f"the spine has a column {min(taken)!r} already; a feature has that name", name=min(taken))
+        if self.incomplete == "error":
+            self._refuse_incomplete()
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the result."""
+        features = [pa.field(name, type_.arrow) for name, type_ in self.selection.types().items()]
+        return pa.schema([*self.spine.schema, *features])
+
+    @property
+    def table_versions(self) -> dict[str, int]:
+        """The version of each view's table that the values come from."""
+        return {lookup.version.view.name: self.snapshots[lookup.version.uid].version for lookup in self.selection.lookups}
+
+    def to_batches(self) -> Iterator[pa.RecordBatch]:
+        """Give the result batch by batch, in the spine's order."""
+        for chunk in self.spine.chunks(_CHUNK_ROWS):
+            yield from self._with_features(chunk).to_batches()
+
+    def to_arrow(self) -> pa.Table:
+        """Return the whole result as an Arrow table."""
+        return pa.Table.from_batches(self.to_batches(), self.schema)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the whole result as a pandas frame. Columns with nulls have nullable types, so an int64 stays one."""
+        import pandas as pd
+
+        return self.to_arrow().to_pandas(types_mapper=_pandas_types(pd).get)
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        """Return the whole result as lists by column."""
+        return self.to_arrow().to_pydict()
+
+    def to_parquet(self, path: str | Path) -> int:
+        """Write the result to a Parquet file, which appears when it is complete; returns the number of rows."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        rows = 0
+        try:
+            with pq.ParquetWriter(partial, self.schema, compression="zstd") as writer:
+                for batch in self.to_batches():
+                    writer.write_batch(batch)
+                    rows += len(batch)
+            partial.replace(target)
+        except OSError as reason:
+            raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
+        finally:
+            partial.unlink(missing_ok=True)
+        return rows
+
+    def _with_features(self, chunk: pa.Table) -> pa.Table:
+        times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
+        columns = {}
+        for lookup in self.selection.lookups:
+            view = lookup.version.view
+            keys = [
+                key_column(chunk[column], column, key.type)
+                for column, key in zip(lookup.key_columns, view.join_keys, strict=True)
+            ]
+            asked = times
+            if self.incomplete == "null":
+                asked = np.where(times > _complete_until(lookup), BEGINNING - 1, times)
+            values = values_at(view, self.snapshots[lookup.version.uid], keys, asked, lookup.features)
+            columns |= {lookup.column(feature): values.features[feature] for feature in lookup.features}
+        return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
+
+    def _refuse_incomplete(self) -> None:
+        limits = [(lookup, _complete_until(lookup)) for lookup in self.selection.lookups]
+        late = np.zeros(len(limits), dtype=np.int64)
+        rows, latest = 0, -(2**63)
+        for times in self.spine.times():
+            late += [int(np.count_nonzero(times > limit)) for _, limit in limits]
+            rows += len(times)
+            latest = max(latest, int(times.max(initial=latest)))
+        faults = [_incompleteness(lookup, int(count), rows) for (lookup, _), count in zip(limits, late, strict=True) if count]
+        if faults:
+            raise IncompleteError(
+                f"the spine reaches to {instant_text(latest)}, beyond what is materialized: {'; '.join(faults)}. "
+                "Materialize the views, or pass incomplete='stale' (answer from what is there) or 'null'"
+            )
+
+
+def _incompleteness(lookup: Lookup, count: int, rows: int) -> str:
+    watermark = lookup.version.watermark
+    until = "not materialized yet" if watermark is None else f"materialized until {instant_text(watermark)}"
+    return f"view {lookup.name!r} is {until}, {count} of {rows} rows are later"
+
+
+def _complete_until(lookup: Lookup) -> int:
+    until = lookup.version.complete_until()
+    return BEGINNING - 1 if until is None else until
+
+
+def _pandas_types(pd: Any) -> dict[pa.DataType, Any]:
+    return {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}

@@ -1,0 +1,148 @@
+"""T12: a view's SQL is row-local, checked on DuckDB's own parse tree.
+
+What passes is one `SELECT` of expressions over the view's one source, with an optional `WHERE`. So each source row gives at most one
+row, whatever the other rows are, and the result does not depend on how the work is cut or where it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import orjson
+
+from featurestore.errors import SourceError
+from featurestore.offline.session import identifier, session
+
+__all__ = ["faults_in", "with_column"]
+
+_NOT_ROW_LOCAL = {
+    "WINDOW": "a window function",
+    "SUBQUERY": "a subquery",
+    "PARAMETER": "a parameter",
+}
+_LISTS = {
+    "group_expressions": "GROUP BY",
+    "group_sets": "GROUP BY",
+    "having": "HAVING",
+    "qualify": "QUALIFY",
+    "sample": "a sample",
+}
+# Words that DuckDB's binder turns into a function where no column has the name.
+_MOMENTARY = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "current_user", "user"}
+_MODIFIERS = {"DISTINCT_MODIFIER": "DISTINCT", "ORDER_MODIFIER": "ORDER BY"}
+
+
+def faults_in(sql: str, source: str) -> list[str]:
+    """Say what keeps `sql` from being row-local over the source of that name; nothing if it is."""
+    tree = _parse(sql)
+    if tree["error"]:
+        return [f"the SQL does not parse as a SELECT: {tree['error_message']}"]
+    if len(tree["statements"]) != 1:
+        return ["the SQL must be one statement"]
+    node = tree["statements"][0]["node"]
+    if node["type"] != "SELECT_NODE":
+        return ["the SQL must be a plain SELECT (no UNION, INTERSECT or EXCEPT)"]
+    return [*_clause_faults(node), *_table_faults(node["from_table"], source), *_expression_faults(node)]
+
+
+def with_column(sql: str, column: str) -> str:
+    """Return `sql` with one more column of its source in the select list; `sql` must be free of faults."""
+    tree = _parse(sql)
+    reference = {"class": "COLUMN_REF", "type": "COLUMN_REF", "alias": "", "column_names": [column]}
+    select = tree["statements"][0]["node"]["select_list"]
+    # A star gives the column already; what is selected twice would be ambiguous.
+    if not any(each["class"] == "STAR" and not each["columns"] for each in select):
+        select.append(reference)
+    with session(SourceError, "view SQL") as connection:
+        row = connection.execute("SELECT json_deserialize_sql($1::JSON)", [orjson.dumps(tree).decode()]).fetchone()
+    assert row is not None
+    return str(row[0])
+
+
+def _parse(sql: str) -> dict[str, Any]:
+    with session(SourceError, "view SQL") as connection:
+        row = connection.execute("SELECT json_serialize_sql($1)", [sql]).fetchone()
+    assert row is not None
+    tree: dict[str, Any] = orjson.loads(row[0])
+    return tree
+
+
+def _clause_faults(node: dict[str, Any]) -> Iterator[str]:
+    yield from (f"{name} is not row-local" for part, name in _LISTS.items() if node[part])
+    if node["cte_map"]["map"]:
+        yield "WITH is not supported; write one SELECT"
+    if node["aggregate_handling"] != "STANDARD_HANDLING":
+        yield "GROUP BY is not row-local"
+    for modifier in node["modifiers"]:
+        yield f"{_MODIFIERS.get(modifier['type'], 'LIMIT')} is not row-local"
+
+
+def _table_faults(table: dict[str, Any], source: str) -> Iterator[str]:
+    if table["type"] != "BASE_TABLE":
+        yield f"the SQL must read FROM {identifier(source)} alone, its one source (no joins, no table functions)"
+    elif [table["catalog_name"], table["schema_name"], table["table_name"].lower()] != ["", "", source.lower()]:
+        yield f"the SQL reads {table['table_name']!r}; its one source is {source!r}"
+    elif table["sample"] or table["at_clause"]:
+        yield "a sample or a version of the source is not row-local"
+
+
+def _expression_faults(node: dict[str, Any]) -> Iterator[str]:
+    for part in _walk([node["select_list"], node["where_clause"]]):
+        if fault := _fault(part):
+            yield fault
+
+
+def _fault(part: dict[str, Any]) -> str | None:
+    kind = part["class"]
+    if kind in _NOT_ROW_LOCAL:
+        return f"{_NOT_ROW_LOCAL[kind]} is not row-local"
+    if kind == "COLUMN_REF" and part["column_names"][-1].lower() in _MOMENTARY:
+        return f"{part['column_names'][-1]} is not allowed: its result can change from call to call"
+    if kind == "FUNCTION" and (reason := _refusal(part["function_name"].lower())):
+        return f"function {part['function_name'].lower()!r} is not allowed: {reason}"
+    return None
+
+
+@cache
+def _refusal(name: str) -> str | None:
+    known = _functions().get(name)
+    if name == "unnest":
+        return "it makes several rows of one"
+    if known is None:
+        return "DuckDB has no scalar function of that name"
+    for kind, stability, macro in known:
+        if kind == "aggregate":
+            return "it aggregates rows"
+        if kind == "macro":
+            body = _parse(f"SELECT {macro}")["statements"][0]["node"]["select_list"]
+            if any(_fault(part) for part in _walk(body)):
+                return "it is a macro over what is not row-local"
+        elif stability != "CONSISTENT":
+            return "its result can change from call to call"
+    return None
+
+
+def _walk(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, list):
+        for each in part:
+            yield from _walk(each)
+    elif isinstance(part, dict):
+        if "class" in part:
+            yield part
+        for each in part.values():
+            yield from _walk(each)
+
+
+@cache
+def _functions() -> dict[str, set[tuple[str, str, str]]]:
+    functions: dict[str, set[tuple[str, str, str]]] = {}
+    query = (
+        "SELECT lower(function_name), function_type, stability, macro_definition FROM duckdb_functions() "
+        "WHERE function_type IN ('scalar', 'aggregate', 'macro')"
+    )
+    with session(SourceError, "view SQL") as connection:
+        for name, *rest in connection.execute(query).fetchall():
+            functions.setdefault(name, set()).add(tuple(rest))
+    return functions

@@ -1,0 +1,149 @@
+"""Planning: what `apply` would change. Pure functions of the applied state and the definitions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featurestore.definitions import KINDS, Definition, FeatureView, fingerprint, to_reference_spec, to_spec
+from featurestore.registry.state import Applied, Version
+
+__all__ = ["Change", "FieldChange", "NewVersion", "Plan", "make_plan"]
+
+_KIND_ORDER = tuple(KINDS.values())
+
+
+@dataclass(frozen=True)
+class FieldChange:
+    """One field of a definition and its JSON value before and after."""
+
+    field: str
+    before: Any
+    after: Any
+
+
+@dataclass(frozen=True)
+class Change:
+    """One definition that is created, changed or removed."""
+
+    action: str
+    kind: str
+    name: str
+    fields: tuple[FieldChange, ...] = ()
+    spec: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """A new version of a feature view, why it is one, and the materialization that it asks for."""
+
+    view: FeatureView
+    number: int
+    reasons: tuple[FieldChange, ...]
+    replaces: int | None
+    materialization: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `apply` would do to the registry as it was at `revision`."""
+
+    revision: int
+    changes: tuple[Change, ...]
+    new_versions: tuple[NewVersion, ...]
+    dropped_candidates: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to apply."""
+        return not (self.changes or self.new_versions or self.dropped_candidates)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready data."""
+        return {
+            "revision": self.revision,
+            "changes": [
+                {"action": change.action, "kind": change.kind, "name": change.name, "fields": [asdict(field) for field in change.fields]}
+                for change in self.changes
+            ],
+            "new_versions": [
+                {
+                    "view": new.view.name,
+                    "number": new.number,
+                    "replaces": new.replaces,
+                    "reasons": [asdict(field) for field in new.reasons],
+                    "materialization": new.materialization,
+                }
+                for new in self.new_versions
+            ],
+            "dropped_candidates": list(self.dropped_candidates),
+            "warnings": list(self.warnings),
+        }
+
+
+def make_plan(applied: Applied, definitions: Sequence[Definition]) -> Plan:
+    """Compare definitions with what is applied."""
+    wanted = {(KINDS[type(each)], each.name): each for each in definitions}
+    changes = sorted(_changes(applied, wanted), key=lambda change: (_KIND_ORDER.index(change.kind), change.name))
+    views = [each for each in definitions if isinstance(each, FeatureView)]
+    new_versions = tuple(new for view in views if (new := _new_version(view, applied.versions_of(view.name))))
+    return Plan(applied.revision, tuple(changes), new_versions, tuple(_dropped(applied, views)), tuple(_warnings(views)))
+
+
+def _changes(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> Iterator[Change]:
+    for (kind, name), definition in wanted.items():
+        spec = to_reference_spec(definition)
+        before = applied.specs.get((kind, name))
+        if before is None:
+            yield Change("create", kind, name, spec=spec)
+        elif fields := tuple(difference(before, spec)):
+            yield Change("change", kind, name, fields, spec)
+    for kind, name in applied.specs:
+        if (kind, name) not in wanted:
+            yield Change("remove", kind, name)
+
+
+def difference(before: Any, after: Any, path: str = "") -> Iterator[FieldChange]:
+    """List the fields in which two specs differ, nested ones as `source.delay`; lists are compared whole."""
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        for field in dict.fromkeys([*before, *after]):
+            yield from difference(before.get(field), after.get(field), f"{path}.{field}" if path else field)
+    elif before != after:
+        yield FieldChange(path, before, after)
+
+
+def _new_version(view: FeatureView, versions: Sequence[Version]) -> NewVersion | None:
+    living = [version for version in versions if version.state in ("candidate", "serving")]
+    if any(version.fingerprint == fingerprint(view) for version in living):
+        return None
+    serving = next((version for version in living if version.state == "serving"), None)
+    number = max((version.number for version in versions), default=0) + 1
+    reasons = tuple(difference(to_spec(serving.view), to_spec(view))) if serving else ()
+    return NewVersion(view, number, reasons, serving.number if serving else None, _materialization(view, serving))
+
+
+def _materialization(view: FeatureView, serving: Version | None) -> str:
+    if view.is_static:
+        return "a snapshot of its source"
+    start = f"from {view.history_start:%Y-%m-%d %H:%M}Z" if view.history_start else "from the beginning of its source"
+    until = " until it covers what version " + str(serving.number) + " covers; then it takes over" if serving else ""
+    return start + until
+
+
+def _dropped(applied: Applied, views: Sequence[FeatureView]) -> Iterator[str]:
+    """Name the views whose candidate a later definition has overtaken."""
+    wanted = {view.name: fingerprint(view) for view in views}
+    for version in applied.versions:
+        if version.state == "candidate" and wanted.get(version.view.name) != version.fingerprint:
+            yield version.view.name
+
+
+def _warnings(views: Sequence[FeatureView]) -> Iterator[str]:
+    for view in views:
+        if view.online and not view.is_static and view.refresh is None:
+            yield (
+                f"view {view.name!r} is served online without refresh: training sees its rows at once, "
+                "serving only after the next run; declare how often you materialize it"
+            )

@@ -1,0 +1,81 @@
+"""The registry's SQL schema. This module's tables are its specification.
+
+Instants are microseconds. JSON is text in canonical form. An object's `spec` is what was applied last (null: removed), its `serving`
+what its name means now: the two differ while versions that it is connected with are still candidates (T11).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, UniqueConstraint
+
+__all__ = ["SCHEMA_VERSION", "changes", "meta", "metadata", "objects", "runs", "versions"]
+
+SCHEMA_VERSION = 1
+metadata = MetaData()
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("id", Integer, primary_key=True),  # one row, id 1
+    Column("schema_version", Integer, nullable=False),
+    Column("project", Text, nullable=False),
+    Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
+)
+
+objects = Table(
+    "objects",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("spec", Text),
+    Column("serving", Text),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("revision", Integer, nullable=False),
+    Column("applied_at", BigInteger, nullable=False),
+    Column("applied_by", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("action", Text, nullable=False),  # create, change, remove
+    Column("fields", Text, nullable=False),  # JSON: [{"field", "before", "after"}]
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("uid", Text, nullable=False, unique=True),  # names the table's folder and the online key space, never reused
+    Column("view", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("spec", Text, nullable=False),  # the whole view, source and entities included
+    Column("state", Text, nullable=False),  # candidate, serving, replaced, dropped
+    Column("created_at", BigInteger, nullable=False),
+    # Coverage: rows with start < visible time <= end are in the table at `table_version`. The end is the watermark.
+    Column("coverage_start", BigInteger),
+    Column("coverage_end", BigInteger),
+    Column("table_version", BigInteger, nullable=False, default=-1),
+    # The last completed online load: its run, and the table version that it loaded.
+    Column("loaded_run", BigInteger),
+    Column("loaded_table_version", BigInteger),
+    UniqueConstraint("view", "number"),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", Integer, primary_key=True),  # the run's number: the order of its online rows (T8)
+    Column("version_id", Integer, nullable=False, index=True),
+    Column("interval_start", BigInteger),
+    Column("interval_end", BigInteger, nullable=False),
+    Column("status", Text, nullable=False),  # running, completed, failed
+    Column("started_at", BigInteger, nullable=False),
+    Column("finished_at", BigInteger),
+    Column("report", Text, nullable=False, default="{}"),  # JSON: what the run counted
+    Column("error", Text),
+    sqlite_autoincrement=True,  # a number is never used again
+)

@@ -1,0 +1,92 @@
+"""Values that the registry gives: versions of views, their coverage, and the applied state as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.clock import duration_micros, floor
+from featurestore.definitions import FeatureView
+
+FOREVER = 2**63 - 1
+
+__all__ = ["Applied", "Coverage", "Loaded", "Run", "Version"]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """The interval `(start, end]` of visible time that is materialized; `end` is the watermark."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The last completed online load: the run that did it and the table version that it loaded."""
+
+    run: int
+    table_version: int
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a feature view: what it computes, and how much of it is materialized and loaded."""
+
+    id: int
+    uid: str
+    number: int
+    fingerprint: str
+    view: FeatureView
+    state: str
+    created_at: int
+    coverage: Coverage | None
+    table_version: int
+    loaded: Loaded | None
+
+    @property
+    def watermark(self) -> int | None:
+        """The end of the coverage; none before the first run."""
+        return self.coverage.end if self.coverage else None
+
+    def complete_until(self) -> int | None:
+        """Return the last instant for which a training row is complete (T7); none before the first run."""
+        if self.coverage is None:
+            return None
+        if self.view.is_static:
+            return FOREVER
+        refresh, delay = duration_micros(self.view.refresh), duration_micros(self.view.source.delay)
+        if not refresh:
+            return self.coverage.end
+        # floor(t - delay) + delay <= watermark holds for all t before the first boundary after the watermark.
+        return floor(self.coverage.end - delay, refresh) + delay + refresh - 1
+
+
+@dataclass(frozen=True)
+class Run:
+    """One materialization of one version. Its number orders its online rows (T8)."""
+
+    number: int
+    view: str
+    version: int
+    start: int | None
+    end: int
+    status: str
+    started_at: int
+    finished_at: int | None
+    report: Mapping[str, Any]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What is applied at one revision: specs by (kind, name), and every version there ever was."""
+
+    revision: int
+    specs: Mapping[tuple[str, str], Mapping[str, Any]]
+    versions: tuple[Version, ...]
+
+    def versions_of(self, view: str) -> tuple[Version, ...]:
+        """Return the versions of a view, oldest first."""
+        return tuple(version for version in self.versions if version.view.name == view)

@@ -1,0 +1,130 @@
+"""Settings of a repo: `featurestore.toml`, overridden by environment variables; and where relative paths and URLs lead.
+
+    setting          default                                    what it is
+    project          (required)                                 the name of the repo's project
+    now              the clock                                  a fixed present, for examples, tests and replays
+    registry.url     sqlite:///.featurestore/registry.db        a SQLAlchemy URL
+    offline.path     .featurestore/offline                      the folder of the offline tables
+    online.url       embedded                                   embedded, redis://…, rediss://… or unix://…
+    online.timeout_ms  2000                                     how long one answer of the online store may take
+
+A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from featurestore.clock import Clock, from_micros, parse_instant, system_clock, to_micros
+from featurestore.errors import SettingsError
+
+__all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
+
+FILE_NAME = "featurestore.toml"
+_SQLITE = "sqlite:///"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RegistrySettings(_Section):
+    """Where the applied state is kept."""
+
+    url: str = "sqlite:///.featurestore/registry.db"
+
+
+class OfflineSettings(_Section):
+    """Where the tables are kept."""
+
+    path: str = ".featurestore/offline"
+
+
+class OnlineSettings(_Section):
+    """Where rows are served from."""
+
+    url: str = "embedded"
+    timeout_ms: int = Field(default=2000, ge=1)
+
+
+class Settings(BaseSettings):
+    """All settings of one repo, checked. `root` is the repo's folder."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FEATURESTORE_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+    )
+
+    root: Path
+    project: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$")
+    now: Annotated[dt.datetime, BeforeValidator(lambda value: from_micros(parse_instant(value)))] | None = None
+    registry: RegistrySettings = RegistrySettings()
+    offline: OfflineSettings = OfflineSettings()
+    online: OnlineSettings = OnlineSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let the environment win over the file, which arrives as `init_settings`."""
+        return env_settings, init_settings
+
+    @property
+    def state(self) -> Path:
+        """The folder in which the repo keeps what it makes."""
+        return self.root / ".featurestore"
+
+    @property
+    def registry_url(self) -> str:
+        """The registry's URL with an absolute path."""
+        url = self.registry.url
+        return _SQLITE + str(self.root / url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else url
+
+    @property
+    def offline_folder(self) -> Path:
+        """The folder of the offline tables."""
+        return self.root / self.offline.path
+
+    @property
+    def clock(self) -> Clock:
+        """The present: the machine's, or the fixed one that `now` sets."""
+        if self.now is None:
+            return system_clock
+        instant = to_micros(self.now)
+        return lambda: instant
+
+
+def load_settings(root: Path) -> Settings:
+    """Read the settings of the repo in a folder.
+
+    Raises:
+        SettingsError: no `featurestore.toml` there, or a setting is unknown or unusable; names each.
+
+    """
+    file = root / FILE_NAME
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(
+            f"no {FILE_NAME} in {root}; name the repo's folder with --repo or FEATURESTORE_REPO, or start one with `featurestore init`"
+        ) from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
+        raise SettingsError(f"cannot read {file}: {reason}") from reason
+    if "root" in values:
+        raise SettingsError(f"{file}: unknown setting 'root'")
+    try:
+        return Settings(root=root.resolve(), **values)
+    except ValidationError as reason:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in reason.errors(include_input=False)]
+        raise SettingsError(f"{file} and FEATURESTORE_* variables: " + "; ".join(faults)) from None
+
+
+def redacted(url: str) -> str:
+    """Return a URL without its password, fit for messages and logs."""
+    return re.sub(r"(?<=://)([^/@]*):([^/@]*)@", r"\1:***@", url)

@@ -1,0 +1,239 @@
+"""FeatureStore: the whole library behind one object. Its methods assemble; what they assemble lives in the modules below."""
+
+from __future__ import annotations
+
+import datetime as dt
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from featurestore.clock import Clock, parse_instant
+from featurestore.definitions import FeatureService
+from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
+from featurestore.materialize import Materialization, Progress, Report, offline_table
+from featurestore.offline.spine import open_spine
+from featurestore.offline.tables import Snapshot
+from featurestore.offline.training import Incomplete, TrainingSet
+from featurestore.online import embedded
+from featurestore.online.store import OnlineStore
+from featurestore.online.vectors import FeatureVectors, look_up
+from featurestore.parity import ViewParity, compare
+from featurestore.registry.plan import Plan, make_plan
+from featurestore.registry.registry import Registry
+from featurestore.registry.selection import Selection, select
+from featurestore.registry.state import Applied, Run, Version
+from featurestore.repo import load_repo
+from featurestore.settings import load_settings, redacted
+
+__all__ = ["FeatureStore"]
+
+_SERVING_SECONDS = 1.0
+
+Features = str | FeatureService | Sequence[str]
+"""What is asked for: a feature service, its name, or a list of `"view:feature"`."""
+
+Moment = dt.datetime | str | int
+"""An instant: a datetime (a naive one is UTC), an ISO 8601 text, or microseconds."""
+
+
+class FeatureStore:
+    """A feature store over one repo of definitions. Use it with `with`, or close it.
+
+    `repo` is the folder that holds `featurestore.toml`. `clock` gives the present in microseconds; by default the repo's settings do.
+    """
+
+    def __init__(self, repo: str | Path = ".", *, clock: Clock | None = None) -> None:
+        self.settings = load_settings(Path(repo))
+        self.clock = clock or self.settings.clock
+        self.online = OnlineStore(self.settings)
+        self._serving: tuple[float, Applied] | None = None
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry, opened when first used."""
+        return Registry(self.settings.registry_url, self.settings.project, redacted(self.settings.registry.url))
+
+    def close(self) -> None:
+        """Close connections. The embedded online server goes on until `stop`."""
+        self.online.close()
+        if "registry" in self.__dict__:
+            self.registry.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Definitions
+
+    def plan(self) -> Plan:
+        """Return what `apply` would change; DefinitionError lists every fault of the definitions."""
+        return make_plan(self.registry.applied(), load_repo(self.settings.root))
+
+    def apply(self, plan: Plan | None = None) -> Plan:
+        """Apply a plan, by default the present one, in one transaction; ConflictError if the registry moved since it was made."""
+        plan = plan or self.plan()
+        if not plan.is_empty:
+            self.registry.apply(plan, now=self.clock())
+            self._serving = None
+        return plan
+
+    # Materialization
+
+    def materialize(
+        self,
+        views: Sequence[str] | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        progress: Progress = lambda _: None,
+        on_report: Callable[[Report], None] = lambda _: None,
+    ) -> list[Report]:
+        """Materialize views, by default all, from their watermark to now, or over `(start, end]` of visible time.
+
+        A view that fails does not keep the others from running.
+
+        Raises:
+            RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
+
+        """
+        interval = _instant(start, "start"), _instant(end, "end")
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock)
+        reports: list[Report] = []
+        failures: dict[str, FeatureStoreError] = {}
+        chosen = self._versions(views)
+        for version in chosen:
+            try:
+                report = materialization.run(version, *interval, progress)
+            except FeatureStoreError as reason:
+                failures[version.view.name] = reason
+            else:
+                reports.append(report)
+                on_report(report)
+        self._serving = None
+        if failures and len(chosen) == 1:
+            raise next(iter(failures.values()))
+        if failures:
+            raise RunsFailedError(failures, reports)
+        return reports
+
+    def _versions(self, views: Sequence[str] | None) -> list[Version]:
+        """Return the versions that runs feed: what serves, and the candidates that are to take over."""
+        living = [version for version in self.registry.applied().versions if version.state in ("serving", "candidate")]
+        known = {version.view.name for version in living}
+        if not known:
+            raise NotFoundError("applied feature view", "*" if views is None else views[0], known)
+        for view in views or ():
+            if view not in known:
+                raise NotFoundError("feature view", view, known)
+        return [version for version in living if views is None or version.view.name in views]
+
+    # Training
+
+    def get_historical_features(
+        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+    ) -> TrainingSet:
+        """Return the features of each spine row as of its timestamp; nothing is computed until the result is read.
+
+        `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete` says
+        what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
+
+        Raises:
+            NotFoundError: no such service, view or feature.
+            SpineError: the spine lacks a key or timestamp column, or one has a wrong type.
+            IncompleteError: rows lie beyond what is materialized.
+
+        """
+        if incomplete not in ("error", "stale", "null"):
+            raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
+        selection = select(self.registry.serving(), _wanted(features))
+        opened = open_spine(spine, timestamp_column, selection.keys)
+        return TrainingSet(opened, selection, self._snapshots(selection), incomplete)
+
+    def _snapshots(self, selection: Selection) -> dict[str, Snapshot]:
+        versions = {lookup.version.uid: lookup.version for lookup in selection.lookups}
+        return {uid: offline_table(self.settings, version).snapshot(version.table_version) for uid, version in versions.items()}
+
+    # Serving
+
+    def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
+        """Return the feature vectors of some entities: `{"tail_number": ["N14228", …], …}`, one value for each row.
+
+        Raises:
+            NotFoundError: no such service, view or feature.
+            InputError: a key is missing, unknown, of another length or of a wrong type.
+            OnlineStoreError: the online store does not answer.
+
+        """
+        selection = select(self._serving_now(), _wanted(features))
+        return look_up(self.online, selection, entities, now=self.clock())
+
+    def selection(self, features: Features) -> Selection:
+        """Return what a service or list of features asks for: its keys, columns and types."""
+        return select(self._serving_now(), _wanted(features))
+
+    def _serving_now(self) -> Applied:
+        """Return what names mean, read from the registry at most once a second."""
+        now = time.monotonic()
+        if self._serving is None or now - self._serving[0] > _SERVING_SECONDS:
+            self._serving = now, self.registry.serving()
+        return self._serving[1]
+
+    # Looking at it
+
+    def check_parity(self, views: Sequence[str] | None = None, *, keys: int = 1000) -> list[ViewParity]:
+        """Compare online rows with offline values at the watermark, for up to so many keys of each view that is loaded online."""
+        chosen = [version for version in self._versions(views) if version.state == "serving" and version.loaded]
+        return [
+            compare(version, offline_table(self.settings, version).snapshot(version.table_version), self.online, keys=keys)
+            for version in chosen
+        ]
+
+    def applied(self) -> Applied:
+        """Return the specs applied last, by (kind, name), and every version of every view."""
+        return self.registry.applied()
+
+    def runs(self, limit: int = 50) -> list[Run]:
+        """Return the newest runs, newest first."""
+        return self.registry.runs(limit)
+
+    def snapshot(self, version: Version) -> Snapshot:
+        """Return the files and rows of a version's table, as its coverage knows it."""
+        return offline_table(self.settings, version).snapshot(version.table_version)
+
+    # Ending it
+
+    def stop(self) -> bool:
+        """Stop the embedded online server; its rows are kept. False if none ran."""
+        self.online.close()
+        return embedded.stop(self.settings.state / "online")
+
+    def teardown(self) -> None:
+        """Remove everything that the repo made: online rows, offline tables, registry and state. Definitions and sources stay."""
+        if self.settings.online.url != "embedded":
+            for version in self.registry.applied().versions:
+                self.online.drop(version)
+        self.close()
+        self.stop()
+        for version in self.registry.applied().versions:
+            shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
+        self.registry.drop()
+        shutil.rmtree(self.settings.state, ignore_errors=True)
+
+
+def _wanted(features: Features) -> str | list[str]:
+    if isinstance(features, str):
+        return features
+    return features.name if isinstance(features, FeatureService) else list(features)
+
+
+def _instant(moment: Moment | None, name: str) -> int | None:
+    try:
+        return None if moment is None else parse_instant(moment)
+    except ValueError as reason:
+        raise InputError(f"{name}: {reason}", name=name) from None

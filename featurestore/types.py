@@ -1,0 +1,173 @@
+"""Value types of keys and features, and their Arrow, DuckDB, numpy and JSON forms.
+
+    type        Arrow                DuckDB                    online row            JSON
+    Bool        bool                 BOOLEAN                   1 byte                true, false
+    Int32       int32                INTEGER                   4 bytes               number
+    Int64       int64                BIGINT                    8 bytes               number
+    Float32     float                FLOAT                     4 bytes               number
+    Float64     double               DOUBLE                    8 bytes               number
+    String      string               VARCHAR                   tail, UTF-8           string
+    Bytes       binary               BLOB                      tail                  base64 string
+    Date        date32               DATE                      4 bytes, days         "2013-06-01"
+    Timestamp   timestamp[us, UTC]   TIMESTAMP WITH TIME ZONE  8 bytes, microseconds "2013-06-01T12:00:00Z"
+    Array(T)    list<T>              T[]                       tail                  array
+
+A declared type is a promise about every value of the column: a source may hold a narrower type (INTEGER for Int64), never a
+wider one, so that nothing is rounded or cut on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic_core import core_schema
+
+from featurestore.clock import from_micros, parse_instant
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "Array",
+    "Bool",
+    "Bytes",
+    "Date",
+    "Float32",
+    "Float64",
+    "Int32",
+    "Int64",
+    "String",
+    "Timestamp",
+    "ValueType",
+]
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """The type of a key or a feature; compared by value and written as its name (`Int64`, `Array(Float32)`).
+
+    `sql` is the DuckDB type, `numpy` the little-endian dtype of its fixed-width form ("" where the width varies), `accepts` the
+    DuckDB types of a source column that hold only values of this type.
+    """
+
+    name: str
+    sql: str
+    numpy: str
+    accepts: frozenset[str]
+    item: ValueType | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return self.name
+
+    @property
+    def is_fixed_width(self) -> bool:
+        """Whether every value takes the same number of bytes in an online row."""
+        return bool(self.numpy)
+
+    @property
+    def arrow(self) -> pa.DataType:
+        """The Arrow type that columns of this type have, always."""
+        import pyarrow as pa
+
+        if self.item is not None:
+            return pa.list_(self.item.arrow)
+        return {
+            "Bool": pa.bool_(),
+            "Int32": pa.int32(),
+            "Int64": pa.int64(),
+            "Float32": pa.float32(),
+            "Float64": pa.float64(),
+            "String": pa.string(),
+            "Bytes": pa.binary(),
+            "Date": pa.date32(),
+            "Timestamp": pa.timestamp("us", "UTC"),
+        }[self.name]
+
+    def accepts_sql(self, sql_type: str) -> bool:
+        """Whether a source column of this DuckDB type holds only values of this type."""
+        if self.item is None:
+            return sql_type in self.accepts or (sql_type.startswith("ENUM(") and "VARCHAR" in self.accepts)
+        element, bracket, _ = sql_type.rpartition("[")
+        return bool(bracket) and self.item.accepts_sql(element)
+
+    def to_json(self, value: Any) -> Any:
+        """Return the JSON form of one Python value of this type."""
+        if value is None:
+            return None
+        if self.item is not None:
+            return [self.item.to_json(each) for each in value]
+        return _TO_JSON[self.name](value) if self.name in _TO_JSON else value
+
+    def from_json(self, value: Any) -> Any:
+        """Return the Python value of a JSON form; ValueError if it is not one of this type."""
+        if value is None:
+            return None
+        if self.item is not None:
+            return [self.item.from_json(each) for each in value]
+        if self.name in _FROM_JSON and isinstance(value, str):
+            return _FROM_JSON[self.name](value)
+        return value
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:  # noqa: ARG003 (pydantic's signature)
+        return core_schema.no_info_plain_validator_function(
+            _parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+_TO_JSON: dict[str, Callable[[Any], Any]] = {
+    "Bytes": lambda value: base64.b64encode(value).decode("ascii"),
+    "Date": dt.date.isoformat,
+    "Timestamp": lambda value: value.isoformat().replace("+00:00", "Z"),
+}
+_FROM_JSON: dict[str, Callable[[str], Any]] = {
+    "Bytes": lambda value: base64.b64decode(value, validate=True),
+    "Date": dt.date.fromisoformat,
+    "Timestamp": lambda value: from_micros(parse_instant(value)),
+}
+
+
+def _scalar(name: str, sql: str, numpy: str, *narrower: str) -> ValueType:
+    return ValueType(name, sql, numpy, frozenset({sql, *narrower}))
+
+
+_INT32 = ("SMALLINT", "TINYINT", "USMALLINT", "UTINYINT")
+Bool = _scalar("Bool", "BOOLEAN", "?")
+Int32 = _scalar("Int32", "INTEGER", "<i4", *_INT32)
+Int64 = _scalar("Int64", "BIGINT", "<i8", "INTEGER", "UINTEGER", *_INT32)
+Float32 = _scalar("Float32", "FLOAT", "<f4", *_INT32)
+Float64 = _scalar("Float64", "DOUBLE", "<f8", "FLOAT", "INTEGER", "UINTEGER", *_INT32)
+String = _scalar("String", "VARCHAR", "")
+Bytes = _scalar("Bytes", "BLOB", "")
+Date = _scalar("Date", "DATE", "<i4")
+Timestamp = _scalar("Timestamp", "TIMESTAMP WITH TIME ZONE", "<i8", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "DATE")
+
+KEY_TYPES = (String, Int64, Int32, Bytes, Bool, Date, Timestamp)
+"""Types that a join key may have: those whose equality means the same everywhere (floats do not qualify)."""
+
+_SCALARS = {each.name: each for each in (Bool, Int32, Int64, Float32, Float64, String, Bytes, Date, Timestamp)}
+
+
+def Array(item: ValueType) -> ValueType:  # noqa: N802 (reads as a type in definitions)
+    """Return the type of lists of `item`, such as embeddings: `Array(Float32)`. Lists of lists are not supported."""
+    if item.item is not None:
+        raise ValueError(f"an array of {item} is not supported; flatten it to Array({item.item})")
+    return ValueType(f"Array({item})", f"{item.sql}[]", "", frozenset(), item)
+
+
+def _parse(value: Any) -> ValueType:
+    if isinstance(value, ValueType):
+        return value
+    if isinstance(value, str):
+        if value in _SCALARS:
+            return _SCALARS[value]
+        if value.startswith("Array(") and value[6:-1] in _SCALARS:
+            return Array(_SCALARS[value[6:-1]])
+    raise ValueError(f"unknown type {value!r}; known: {', '.join(_SCALARS)}, Array(type)")

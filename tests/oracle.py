@@ -1,0 +1,121 @@
+"""The contract read naively: T1 to T4, T7's `history_start` and T13, one row at a time, in plain integers.
+
+Tests compare the library with this. It is written from the text of `DESIGN.md` alone and shares nothing with the
+library but the definitions: no columns, no sorting, no search, so whoever reads it next to the text sees that both say
+the same.
+
+A source row is a dict of its columns; source rows are a list in file and row order. Instants are microseconds since
+1970, UTC.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featurestore.definitions import FeatureView
+
+Row = Mapping[str, Any]
+Key = tuple[Any, ...]
+
+_EPOCH = dt.datetime.fromisoformat("1970-01-01")
+_MICROSECOND = dt.timedelta(microseconds=1)
+
+
+def value_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> dict[str, Any] | None:
+    """Return the features of a key at `t`, None where the value is absent."""
+    row = row_at(view, source_rows, key, t)
+    return None if row is None else {field.name: row[field.name] for field in view.fields}
+
+
+def row_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> Row | None:
+    """Return the source row that gives the value of a key at `t` (T4), None where there is none."""
+    if any(part is None for part in key):
+        return None  # T5: a null join key gets nulls
+    own = [(seq, row) for seq, row in enumerate(source_rows) if _has_key(view, row, key)]
+    if view.is_static:
+        return _only(own)
+    candidates = [(seq, row) for seq, row in own if _exists(view, row) and _visible_time(view, row) <= t]  # T2
+    if not candidates:
+        return None
+    _, latest = max(candidates, key=lambda each: _order(view, *each))
+    return None if _is_expired(view, latest, t) else latest
+
+
+def visible_time(view: FeatureView, row: Row) -> int | None:
+    """Return the moment from which serving could have returned a row (T3); None for one without event time."""
+    return None if _event_time(view, row) is None else _visible_time(view, row)
+
+
+def instant(moment: dt.datetime | dt.date) -> int:
+    """Return a moment in microseconds: a naive one is UTC, an aware one is converted, a date is its midnight (T1)."""
+    if not isinstance(moment, dt.datetime):
+        moment = dt.datetime.combine(moment, dt.time())
+    offset = moment.utcoffset() or dt.timedelta(0)
+    return (moment.replace(tzinfo=None) - _EPOCH - offset) // _MICROSECOND
+
+
+def _has_key(view: FeatureView, row: Row, key: Key) -> bool:
+    for field, part in zip(view.join_keys, key, strict=True):
+        if row[field.name] is None or row[field.name] != part:
+            return False
+    return True
+
+
+def _only(rows: list[tuple[int, Row]]) -> Row | None:
+    """T13: a static source has one row for each key, visible always."""
+    if len(rows) > 1:
+        raise ValueError("a duplicate key in a static source")
+    return rows[0][1] if rows else None
+
+
+def _exists(view: FeatureView, row: Row) -> bool:
+    visible = visible_time(view, row)
+    if visible is None:
+        return False
+    return view.history_start is None or visible > instant(view.history_start)
+
+
+def _event_time(view: FeatureView, row: Row) -> int | None:
+    assert view.source.event_time is not None
+    moment = row[view.source.event_time]
+    return None if moment is None else instant(moment)
+
+
+def _created_time(view: FeatureView, row: Row) -> int | None:
+    column = view.source.created_time
+    return None if column is None or row[column] is None else instant(row[column])
+
+
+def _visible_time(view: FeatureView, row: Row) -> int:
+    known = _event_time(view, row)
+    assert known is not None
+    created = _created_time(view, row)
+    if view.source.visible_from == "created_time" and created is not None:
+        known = max(known, created)
+    return _next_boundary(known, _length(view.refresh)) + _length(view.source.delay)
+
+
+def _next_boundary(moment: int, refresh: int) -> int:
+    if refresh == 0:
+        return moment  # not materialized in steps: at once
+    steps = moment // refresh
+    while steps * refresh < moment:
+        steps += 1
+    return steps * refresh
+
+
+def _order(view: FeatureView, seq: int, row: Row) -> tuple[int | None, bool, int, int]:
+    created = _created_time(view, row)
+    return _event_time(view, row), created is not None, created or 0, seq
+
+
+def _is_expired(view: FeatureView, row: Row, t: int) -> bool:
+    event = _event_time(view, row)
+    assert event is not None
+    return view.ttl is not None and t - event > _length(view.ttl)
+
+
+def _length(duration: dt.timedelta | None) -> int:
+    return 0 if duration is None else duration // _MICROSECOND
