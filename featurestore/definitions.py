@@ -10,10 +10,9 @@ import datetime as dt
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
-from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -79,6 +78,9 @@ Tags = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs), AfterVali
 
 _definition = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 
+# What a constructor takes is wider than what it keeps (`ttl="6h"`, a list for a tuple), so type checkers and editors get
+# signatures of their own; `tests/test_definitions.py` holds them against the fields.
+
 
 @_definition
 class Field:
@@ -86,6 +88,10 @@ class Field:
 
     name: Name
     type: ValueType
+
+    if TYPE_CHECKING:
+
+        def __init__(self, name: str, type: ValueType) -> None: ...  # noqa: A002 (the field's name)
 
 
 def _fields(value: Any) -> Any:
@@ -95,6 +101,7 @@ def _fields(value: Any) -> Any:
 
 
 Fields = Annotated[tuple[Field, ...], BeforeValidator(_fields)]
+GivenFields = Mapping[str, ValueType] | Sequence[Field]
 
 
 @_definition
@@ -107,6 +114,12 @@ class Entity:
     description: str = ""
     owner: str = ""
     tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self, name: str, *, join_keys: GivenFields, description: str = "", owner: str = "", tags: Mapping[str, str] = ...
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Entity:
@@ -125,8 +138,8 @@ class FileSource:
     """Parquet files: one file, a glob, or a folder whose `*.parquet` files are read, recursively.
 
     `event_time` is when a row became true; without it the table is static and visible always (T13). `created_time` is when the row
-    was written: it breaks ties, and with `visible_from="created_time"` it decides when a row could be known. `delay` is how late rows
-    arrive (T3). A relative path is relative to the repo.
+    was written: it breaks ties, and with `visible_from="created_time"` it decides when a row could be known. `delay` is how late
+    rows arrive (T3). A relative path is relative to the repo.
     """
 
     name: Name
@@ -139,6 +152,22 @@ class FileSource:
     description: str = ""
     owner: str = ""
     tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            path: str,
+            event_time: str | None = None,
+            created_time: str | None = None,
+            delay: str | dt.timedelta | None = None,
+            visible_from: Literal["event_time", "created_time"] = "event_time",
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> FileSource:
@@ -156,9 +185,9 @@ class FeatureView:
     """Features of entities out of one source.
 
     `fields` declares the features and their types. Without `sql` they are columns of the source; with it, `sql` is one row-local
-    `SELECT` over the source's name that gives join keys, times and features (T12). `ttl` bounds the age of a value (T4), `refresh` says
-    how often the view is materialized (T3), `history_start` where its history begins, `lookback` how far an incremental run goes
-    back to heal late rows (T7). `online=False` keeps the view out of the online store.
+    `SELECT` over the source's name that gives join keys, times and features (T12). `ttl` bounds the age of a value (T4), `refresh`
+    says how often the view is materialized (T3), `history_start` where its history begins, `lookback` how far an incremental run
+    goes back to heal late rows (T7). `online=False` keeps the view out of the online store.
     """
 
     name: Name
@@ -175,6 +204,26 @@ class FeatureView:
     description: str = ""
     owner: str = ""
     tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            entities: Sequence[Entity],
+            source: FileSource,
+            fields: GivenFields,
+            sql: str | None = None,
+            ttl: str | dt.timedelta | None = None,
+            refresh: str | dt.timedelta | None = None,
+            history_start: str | dt.datetime | None = None,
+            lookback: str | dt.timedelta | None = None,
+            online: bool = True,
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> FeatureView:
@@ -209,7 +258,7 @@ class FeatureView:
 
     def alias(self, name: str, *, join_keys: Mapping[str, str]) -> Alias:
         """Return the same view in another role: `join_keys` says which request column stands for which join key."""
-        return Alias(name, view=self, join_keys=join_keys)  # type: ignore[arg-type]  # the validator takes a mapping
+        return Alias(name, view=self, join_keys=join_keys)
 
 
 @_definition
@@ -223,6 +272,19 @@ class Alias:
     description: str = ""
     owner: str = ""
     tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            view: FeatureView,
+            join_keys: Mapping[str, str],
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Alias:
@@ -250,6 +312,10 @@ class Projection:
     view: FeatureView | Alias
     features: tuple[Name, ...]
 
+    if TYPE_CHECKING:
+
+        def __init__(self, view: FeatureView | Alias, features: Sequence[str]) -> None: ...
+
     @model_validator(mode="after")
     def _check(self) -> Projection:
         view = self.view.view if isinstance(self.view, Alias) else self.view
@@ -273,6 +339,18 @@ class FeatureService:
     description: str = ""
     owner: str = ""
     tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            features: Sequence[FeatureView | Alias | Projection | str],
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> FeatureService:
@@ -305,9 +383,13 @@ def _check_distinct(what: str, names: Iterable[str]) -> None:
         seen.add(name)
 
 
-@cache
-def _adapter(kind: type[_T]) -> TypeAdapter[_T]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 def to_spec(definition: Definition) -> dict[str, Any]:
@@ -318,7 +400,8 @@ def to_spec(definition: Definition) -> dict[str, Any]:
 
 def from_spec(kind: type[_T], spec: Mapping[str, Any]) -> _T:
     """Return the definition that `to_spec` wrote."""
-    return _adapter(kind).validate_python(spec)
+    definition: _T = _adapter(kind).validate_python(spec)
+    return definition
 
 
 def to_reference_spec(definition: Definition) -> dict[str, Any]:

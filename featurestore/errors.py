@@ -49,6 +49,9 @@ __all__ = [
 ]
 
 
+_SHOWN_NAMES = 12
+
+
 class FeatureStoreError(Exception):
     """Anything that featurestore refuses or cannot do; the message says what to do about it."""
 
@@ -107,8 +110,8 @@ def known_names(name: str, known: Iterable[str]) -> str:
         return f"did you mean {close[0]!r}?"
     if not names:
         return "there is none yet"
-    shown = ", ".join(repr(each) for each in names[:12])
-    return f"known: {shown}" + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    shown = ", ".join(repr(each) for each in names[:_SHOWN_NAMES])
+    return f"known: {shown}" + (f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else "")
 
 
 class InputError(FeatureStoreError):

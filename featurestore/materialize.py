@@ -1,9 +1,9 @@
 """Materialization: source rows into offline tables, and from there the online row of every key that they touch (T7, T8).
 
-A run works on an interval `(start, end]` of visible time of one view version and holds the version's lease. It replaces the interval
-chunk by chunk; each chunk is one transaction of the table and one update of the coverage, so a run that was killed goes on where it
-stopped. Then it writes online what the table says at the watermark for every key that changed since the last completed load: the
-same function that training evaluates at past times.
+A run works on an interval `(start, end]` of visible time of one view version and holds the version's lease. It replaces the
+interval chunk by chunk; each chunk is one transaction of the table and one update of the coverage, so a run that was killed goes on
+where it stopped. Then it writes online what the table says at the watermark for every key that changed since the last completed
+load: the same function that training evaluates at past times.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class _Run:
         until = self.now if self.view.is_static else interval[1]
         beginning = None if interval[0] < BEGINNING else interval[0]
         run = self.registry.start_run(self.version, beginning, until, now=self.now)
-        report = Report(self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times)
+        report = Report(
+            self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
+        )
         try:
             report = self._write_offline(rows, interval, found, report)
             report, loaded = self._load_online(report)
@@ -164,9 +166,10 @@ class _Run:
                 return survey(connection, rows, interval, (0, 0))
             found = survey(connection, rows, interval, gap)
         if found.gap_rows:
+            covered = instant_text(_shown(gap[0]))
             raise GapError(
-                f"view {self.view.name!r} is covered until {instant_text(_shown(gap[0]))}: a run from {instant_text(gap[1])} would leave "
-                f"{found.gap_rows} source rows out that become visible in between; begin at or before {instant_text(_shown(gap[0]))}"
+                f"view {self.view.name!r} is covered until {covered}: a run from {instant_text(gap[1])} would leave out "
+                f"{found.gap_rows} source rows that become visible in between; begin at or before {covered}"
                 + ("" if self.version.coverage else ", or set the view's history_start")
             )
         return found
@@ -249,7 +252,8 @@ class _Run:
             return
         names = [key.name for key in self.view.join_keys]
         columns = ", ".join(map(identifier, names))
-        query = f"SELECT {columns} FROM read_parquet([{', '.join(map(literal, files))}]) GROUP BY __key_hash, {columns} ORDER BY __key_hash"
+        table = f"read_parquet([{', '.join(map(literal, files))}])"
+        query = f"SELECT {columns} FROM {table} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
         with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
             for batch in connection.sql(query).to_arrow_reader(_LOAD_ROWS):
                 table = pa.Table.from_batches([batch])

@@ -24,7 +24,7 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class ViewParity:
-    """How the online rows of some keys compare with the offline values at the watermark. Counts are keys; `values` counts features."""
+    """How the online rows of some keys compare with the offline values at the watermark. Counts are keys, `values` features."""
 
     view: str
     compared: int
@@ -66,12 +66,17 @@ def _compared(version: Version, keys: Sequence[pa.ChunkedArray], offline: Values
     online_times = pa.chunked_array([online.event_times]).cast(pa.int64())
     online_times = pa.compute.if_else(present, online_times, pa.scalar(None, pa.int64()))
     offline_rows = codec.encode(offline.features, _filled(offline.event_times.cast(pa.int64())), 0)
-    online_rows = codec.encode(pa.table(dict(zip([each.name for each in fields], online.features, strict=True))), _filled(online_times), 0)
+    online_rows = codec.encode(
+        pa.table(dict(zip([each.name for each in fields], online.features, strict=True))), _filled(online_times), 0
+    )
     is_different = np.array([one != other for one, other in zip(offline_rows, online_rows, strict=True)], dtype=bool)
     missing, extra = offline.present & ~is_online, ~offline.present & is_online
     different = is_different & offline.present & is_online
     wrong = np.flatnonzero(missing | extra | different)[:_EXAMPLES]
-    examples = tuple(", ".join(f"{key.name}={column[int(row)].as_py()!r}" for key, column in zip(version.view.join_keys, keys, strict=True)) for row in wrong)
+    examples = tuple(
+        ", ".join(f"{key.name}={column[int(row)].as_py()!r}" for key, column in zip(version.view.join_keys, keys, strict=True))
+        for row in wrong
+    )
     return ViewParity(
         version.view.name,
         len(offline.present),

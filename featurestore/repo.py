@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -188,7 +188,12 @@ def _values(given: Any) -> Iterator[Any]:
 def _declared_name(statement: ast.stmt) -> str | None:
     """Return the name in `x = Kind("name", …)`."""
     for node in ast.walk(statement):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str):
+        if (
+            isinstance(node, ast.Call)
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+            and isinstance(node.args[0].value, str)
+        ):
             return node.args[0].value
     return None
 
@@ -212,7 +217,8 @@ def _reachable(value: Any) -> Iterator[Definition]:
     if isinstance(value, Projection):
         yield from _reachable(value.view)
     elif isinstance(value, tuple(KINDS)):
-        yield value
+        definition = cast("Definition", value)
+        yield definition
         if isinstance(value, FeatureView):
             for part in (*value.entities, value.source):
                 yield from _reachable(part)

@@ -17,7 +17,7 @@ import datetime as dt
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -70,7 +70,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, env_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 (pydantic's signature)
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the environment win over the file, which arrives as `init_settings`."""
         return env_settings, init_settings
@@ -112,7 +117,7 @@ def load_settings(root: Path) -> Settings:
         values = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise SettingsError(
-            f"no {FILE_NAME} in {root}; name the repo's folder with --repo or FEATURESTORE_REPO, or start one with `featurestore init`"
+            f"no {FILE_NAME} in {root}; name the repo with --repo or FEATURESTORE_REPO, or start one with `featurestore init`"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as reason:
         raise SettingsError(f"cannot read {file}: {reason}") from reason

@@ -43,7 +43,8 @@ Moment = dt.datetime | str | int
 class FeatureStore:
     """A feature store over one repo of definitions. Use it with `with`, or close it.
 
-    `repo` is the folder that holds `featurestore.toml`. `clock` gives the present in microseconds; by default the repo's settings do.
+    `repo` is the folder that holds `featurestore.toml`. `clock` gives the present in microseconds; by default the repo's settings
+    do.
     """
 
     def __init__(self, repo: str | Path = ".", *, clock: Clock | None = None) -> None:
@@ -140,8 +141,8 @@ class FeatureStore:
     ) -> TrainingSet:
         """Return the features of each spine row as of its timestamp; nothing is computed until the result is read.
 
-        `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete` says
-        what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
+        `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete`
+        says what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
 
         Raises:
             NotFoundError: no such service, view or feature.

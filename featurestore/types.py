@@ -116,7 +116,7 @@ class ValueType:
         return value
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:  # noqa: ARG003 (pydantic's signature)
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
             _parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )

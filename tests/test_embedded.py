@@ -55,6 +55,13 @@ def ask(path: Path, *command: str) -> Any:
         return client.execute_command(*command)
 
 
+def put(path: Path, key: str) -> None:
+    """Write a key and wait until it is on disk: `everysec` answers earlier, and kill -9 may then lose it."""
+    with connect(path) as client:
+        client.set(key, "1")
+        assert client.execute_command("WAITAOF", 1, 0, 5000)[0] == 1
+
+
 def pid_of(path: Path) -> int:
     """The process that answers on `path`."""
     return int(ask(path, "INFO", "server")["process_id"])
@@ -248,9 +255,9 @@ def test_stop_without_server(state: Path) -> None:
 
 
 def test_data_survives_kill(state: Path) -> None:
-    """After kill -9 no server runs, the next command starts one, and what was answered is there."""
+    """After kill -9 no server runs, the next command starts one, and what was on disk is there."""
     path = embedded.ensure_running(state)
-    ask(path, "SET", "a", "1")
+    put(path, "a")
     kill(state, path)
     assert path.is_socket(), "the dead server's socket file is in the way"
     assert ask(embedded.ensure_running(state), "GET", "a") == "1"
@@ -259,7 +266,7 @@ def test_data_survives_kill(state: Path) -> None:
 def test_truncated_file_loads(state: Path) -> None:
     """A write that was cut off by a kill is dropped, everything before it is loaded."""
     path = embedded.ensure_running(state)
-    ask(path, "SET", "a", "1")
+    put(path, "a")
     kill(state, path)
     (tail,) = (state / "appendonlydir").glob("*.incr.aof")
     with tail.open("ab") as file:
@@ -368,7 +375,7 @@ def test_copied_state_gets_its_own_server(state: Path) -> None:
     """A copy of a state folder is served apart from the original, whose server stays untouched."""
     path = embedded.ensure_running(state)
     pid = pid_of(path)
-    ask(path, "SET", "a", "1")
+    put(path, "a")
     copy = state.parent / "copy"
     subprocess.run(["cp", "-r", str(state), str(copy)], check=True)  # noqa: S607
     try:
@@ -385,7 +392,7 @@ def test_hanging_server_is_replaced(state: Path) -> None:
     """A server that gives no answer for the timeout is killed and its data served by a new one."""
     path = embedded.ensure_running(state)
     pid = pid_of(path)
-    ask(path, "SET", "a", "1")
+    put(path, "a")
     os.kill(pid, signal.SIGSTOP)
     assert ask(embedded.ensure_running(state, timeout=0.5), "GET", "a") == "1"
     assert has_ended(pid)
@@ -442,9 +449,7 @@ def test_runtime_folder_is_private(state: Path, runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("unusable", ["", "relative", "/nonexistent", "OPEN"])
-def test_runtime_folder_without_session(
-    state: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, unusable: str
-) -> None:
+def test_runtime_folder_without_session(state: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, unusable: str) -> None:
     """Where XDG_RUNTIME_DIR is missing, relative, absent or writable by others, the temporary folder is used."""
     (runtime / "open").mkdir()
     (runtime / "open").chmod(0o777)

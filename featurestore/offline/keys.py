@@ -2,8 +2,8 @@
 
 Specification, named in each table's metadata as `ALGORITHM`. A key column becomes 64-bit values `pandas.util.hash_array` of its
 distinct values with pandas' default hash key (strings as text, bytes as they are, numbers as int64: dates count days, timestamps
-microseconds, booleans are 0 and 1). Columns combine from left to right as `h = (h * 0x9E3779B97F4A7C15) XOR next`, modulo 2**64. The
-result is read as a signed integer, since Delta tables have no unsigned one. Golden vectors are in `tests/test_keys.py`.
+microseconds, booleans are 0 and 1). Columns combine from left to right as `h = (h * 0x9E3779B97F4A7C15) XOR next`, modulo 2**64.
+The result is read as a signed integer, since Delta tables have no unsigned one. Golden vectors are in `tests/test_keys.py`.
 
 The hash only sorts: whoever looks a key up by it compares the real columns afterwards.
 """

@@ -1,22 +1,24 @@
 """The point-in-time rule: which row of a key is visible at a time. This docstring is its specification.
 
 **T2** A row is visible at `t` if and only if its visible time is `<= t`.
-**T4** The value at `t` is that of the key's visible row with the greatest `(event time, created time, seq)`, a null created time first.
-With a TTL it is absent if `t - event time > ttl`; at equality it is still there.
+**T4** The value at `t` is that of the key's visible row with the greatest `(event time, created time, seq)`, a null created time
+first. With a TTL it is absent if `t - event time > ttl`; at equality it is still there.
 
 Training evaluates this function at past times, the online load at the watermark, parity checks at any time: there is no other.
 
 How it is computed. A table's rows are sorted by key hash (see `tables.py`), so a range of hashes is a range of row groups in every
-file. The keys asked for are sorted by their hash too and both sides are cut into the same **buckets**, each small enough for memory. In
-a bucket the rows of one key form a **group**, ordered by visible time. The visible rows of a group at `t` are a prefix, whose length
-is a binary search, done for all rows asked for at once. If visible time follows event time, the last row of the prefix is the
-answer; if not (`visible_from="created_time"`), it is the prefix's greatest by `(event, created, seq)`, a running maximum of ranks.
+file. The keys asked for are sorted by their hash too and both sides are cut into the same **buckets**, each small enough for
+memory. In a bucket the rows of one key form a **group**, ordered by visible time. The visible rows of a group at `t` are a prefix,
+whose length is a binary search, done for all rows asked for at once. If visible time follows event time, the last row of the prefix
+is the answer; if not (`visible_from="created_time"`), it is the prefix's greatest by `(event, created, seq)`, a running
+maximum of ranks.
 
 Keys that differ may share a hash. So groups are made of equal *keys*, and what is found by hash is compared with the key asked for.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +117,7 @@ class _Asked:
         bits = max(0, (table_rows // _BUCKET_ROWS).bit_length())
         bounds = np.linspace(-(2**63), 2**63, 2**bits, endpoint=False)[1:].astype(np.int64)
         cuts = [0, *np.searchsorted(self.hashes, bounds).tolist(), len(self.hashes)]
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in itertools.pairwise(cuts):
             if first < last:
                 keys = [key.slice(first, last - first) for key in self.keys]
                 yield _Asked(self.hashes[first:last], keys, self.times[first:last], self.restoring[:0], 0)
@@ -224,7 +226,7 @@ def _find_groups(rows: pa.Table, groups: Integers, asked: _Asked, names: list[st
 
 
 def _last_visible(visible: Integers, groups: Integers, group: Integers, times: Integers) -> Integers:
-    """Return for each row asked for the last row of its group with `visible <= time`: T2, as a binary search in all groups at once."""
+    """Return for each row asked for the last one of its group with `visible <= time` (T2), searching in all groups at once."""
     bounds = np.append(groups, groups[-1])  # an absent group, -1, is the empty one at the end
     low, high = bounds[group].copy(), bounds[np.where(group == _ABSENT, _ABSENT, group + 1)]
     first = low.copy()

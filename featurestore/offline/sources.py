@@ -60,8 +60,8 @@ def view_faults(view: FeatureView, root: Path, columns: SourceColumns) -> list[t
     """Say what keeps a source with these columns from giving the view its rows, as (field, message) pairs."""
     source = view.source
     if view.sql is not None:
-        if faults := faults_in(view.sql, source.name):
-            return [("sql", fault) for fault in faults]
+        if refusals := faults_in(view.sql, source.name):
+            return [("sql", refusal) for refusal in refusals]
         try:
             columns = _describe_sql(view, root)
         except SourceError as reason:
@@ -85,7 +85,8 @@ def _column_fault(field: Field, columns: SourceColumns, where: str) -> str | Non
     if field.name not in columns:
         return f"{where} has no column {field.name!r}; {known_names(field.name, columns)}"
     if not field.type.accepts_sql(columns[field.name]):
-        return f"column {field.name!r} of {where} is {columns[field.name]}, which {field.type} cannot hold without loss; declare another type or CAST it in sql"
+        found = f"column {field.name!r} of {where} is {columns[field.name]}"
+        return f"{found}, which {field.type} cannot hold without loss; declare another type or CAST it in sql"
     return None
 
 

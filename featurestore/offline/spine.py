@@ -1,8 +1,8 @@
 """Spines: any table of entity keys and timestamps, read in batches as often as needed, its own columns left as they are.
 
-A spine may be an Arrow table, a pandas or Polars frame or anything else with `__arrow_c_stream__` (a DuckDB relation, a record batch
-reader), a path to Parquet, or SQL text for DuckDB. What can be read only once, or could answer differently the second time, is kept in a
-temporary Arrow file first.
+A spine may be an Arrow table, a pandas or Polars frame or anything else with `__arrow_c_stream__` (a DuckDB relation, a record
+batch reader), a path to Parquet, or SQL text for DuckDB. What can be read only once, or could answer differently the second time,
+is kept in a temporary Arrow file first.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def survey(connection: duckdb.DuckDBPyConnection, rows: ViewRows, interval: tupl
 def find_duplicate_key(connection: duckdb.DuckDBPyConnection, rows: ViewRows) -> None:
     """Raise SourceError if a key stands in more than one row, which a static view cannot have (T13)."""
     keys = ", ".join(identifier(key.name) for key in rows.view.join_keys)
-    query = f"SELECT count(*), {keys} FROM {rows.sql} WHERE {rows.keys_present} GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
+    query = (
+        f"SELECT count(*), {keys} FROM {rows.sql} WHERE {rows.keys_present} GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
+    )
     found = connection.sql(query).to_arrow_table().to_pylist()
     if found:
         count, *key = found[0].values()
@@ -80,7 +82,9 @@ def count_late_rows(
 
     Months whose checksums agree on both sides are not compared row by row.
     """
-    columns = [key.name for key in rows.view.join_keys] + ["__event_time", "__created_time"] + [field.name for field in rows.view.fields]
+    columns = (
+        [key.name for key in rows.view.join_keys] + ["__event_time", "__created_time"] + [field.name for field in rows.view.fields]
+    )
     listed = ", ".join(map(identifier, columns))
     where = f"{_within(covered)} AND NOT ({_within(replaced)})"
     source = f"SELECT {listed}, __visible_time FROM {rows.sql} WHERE {rows.keys_present} AND {where}"

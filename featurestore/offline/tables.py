@@ -10,10 +10,10 @@ Columns, in this order:
     __key_hash       int64; see `keys.py`, whose algorithm the table names as `featurestore.keyHash`
     <features>       declared types
 
-Files are **slabs of visible time**: the intervals of visible time of any two files are disjoint, and a file's name states its own as
-`<first>_<last>_<random>.parquet`, in microseconds. How long a slab is follows from the number of rows, as the writer chooses.
-Within a file rows are sorted by (__key_hash, join keys, __visible_time, __event_time, __created_time nulls first, __seq), so the rows
-of one key lie together and those of any range of hashes form a range of row groups.
+Files are **slabs of visible time**: the intervals of visible time of any two files are disjoint, and a file's name states its own
+as `<first>_<last>_<random>.parquet`, in microseconds. How long a slab is follows from the number of rows, as the writer chooses.
+Within a file rows are sorted by (__key_hash, join keys, __visible_time, __event_time, __created_time nulls first, __seq), so the
+rows of one key lie together and those of any range of hashes form a range of row groups.
 
 An interval `(start, end]` of visible time is replaced by one Delta transaction that removes the files inside it, cuts those across
 its bounds, and adds the new rows. It carries the run's number as application transaction and is never retried: a writer that
@@ -50,13 +50,15 @@ HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_ha
 def table_schema(view: FeatureView) -> pa.Schema:
     """Return the Arrow schema of a view's table."""
     times = [pa.field(name, _TIME) for name in HIDDEN[:3]]
-    return pa.schema([
-        *(pa.field(key.name, key.type.arrow, nullable=False) for key in view.join_keys),
-        *times,
-        pa.field("__seq", pa.int64(), nullable=False),
-        pa.field("__key_hash", pa.int64(), nullable=False),
-        *(pa.field(field.name, field.type.arrow) for field in view.fields),
-    ])
+    return pa.schema(
+        [
+            *(pa.field(key.name, key.type.arrow, nullable=False) for key in view.join_keys),
+            *times,
+            pa.field("__seq", pa.int64(), nullable=False),
+            pa.field("__key_hash", pa.int64(), nullable=False),
+            *(pa.field(field.name, field.type.arrow) for field in view.fields),
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,7 @@ class OfflineTable:
         )
         return pa.RecordBatchReader.from_batches(schema, batches)
 
-    def _write_rest(
-        self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int
-    ) -> Iterator[DataFile]:
+    def _write_rest(self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int) -> Iterator[DataFile]:
         """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
         if file.first <= start:
             yield from self._copy(connection, f"SELECT * FROM {file.sql} WHERE epoch_us(__visible_time) <= {start}")
@@ -212,7 +212,10 @@ class OfflineTable:
     def _commit(self, table: DeltaTable, removed: Sequence[DataFile], added: Sequence[DataFile], run: int) -> None:
         now = time.time_ns() // 1_000_000
         actions: list[AddAction | RemoveAction] = [_add(file, now) for file in added]
-        actions += [RemoveAction(file.path.name, True, now, file.path.stat().st_size, {}) for file in removed]
+        actions += [
+            RemoveAction(file.path.name, data_change=True, deletion_timestamp=now, size=file.path.stat().st_size)
+            for file in removed
+        ]
         table.create_write_transaction(
             actions,
             mode="append",
@@ -229,7 +232,14 @@ def _add(file: DataFile, now: int) -> AddAction:
         "minValues": {"__visible_time": _stamp(file.first)},
         "maxValues": {"__visible_time": _stamp(file.last)},
     }
-    return AddAction(file.path.name, file.path.stat().st_size, {}, now, True, orjson.dumps(stats).decode())
+    return AddAction(
+        path=file.path.name,
+        size=file.path.stat().st_size,
+        partition_values={},
+        modification_time=now,
+        data_change=True,
+        stats=orjson.dumps(stats).decode(),
+    )
 
 
 def _stamp(instant: int) -> str:

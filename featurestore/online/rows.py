@@ -15,9 +15,10 @@
     Float32     IEEE 754, the bits as they are (NaN payloads included); Float64 likewise
     String      uint32: where the value ends in the tail; it begins where the one before ends. UTF-8
     Bytes       as String, any bytes
-    Array(T)    uint32 end as String, then uint32: the number of items. Items of fixed width follow each other as in their slots; if the
-                value is longer than that, a null bitmap of the items follows them (a null item is zero). Items of variable width: the
-                uint32 end of each, counted from the first item's first byte; their null bitmap, always; their bytes
+    Array(T)    uint32 end as String, then uint32: the number of items. Items of fixed width follow each other as in their slots; if
+    the
+                value is longer than that, a null bitmap of the items follows them (a null item is zero). Items of variable width:
+                the uint32 end of each, counted from the first item's first byte; their null bitmap, always; their bytes
 
 The length of a row follows from its content; anything else is refused rather than read.
 """
@@ -71,7 +72,7 @@ class RowCodec:
         self._width = offset
 
     def encode(self, features: pa.Table, event_times: Integers, order: int) -> list[bytes]:
-        """Return one row for each row of `features`, whose columns are the fields. `event_times` are microseconds, shape (rows,)."""
+        """Return a row for each row of `features`, whose columns are the fields. `event_times` are microseconds, shape (rows,)."""
         count = len(event_times)
         fixed = np.zeros((count, self._width), dtype=np.uint8)
         fixed[:, 0] = _ROW

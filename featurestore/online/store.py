@@ -1,15 +1,16 @@
 """Reading and writing rows of the online store.
 
-Writes are decided inside the server (T8): a row replaces what is stored if its order, the number of its run, is not lower. A deletion
-is an empty row with its order that expires after a while, so that nothing a killed run left in a socket comes back.
+Writes are decided inside the server (T8): a row replaces what is stored if its order, the number of its run, is not lower. A
+deletion is an empty row with its order that expires after a while, so that nothing a killed run left in a socket comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +104,7 @@ class OnlineStore:
         keys = [_request_keys(version, columns) for version, columns in wanted]
         asked = [key for each in keys for key in each if key is not None]
         with translated(self._settings):
-            found = iter(self._client.mget(asked) if asked else [])
+            found: Iterator[bytes | None] = iter(self._pipelined([("MGET", *asked)])[0] if asked else [])
         answers = [[next(found) if key is not None else None for key in each] for each in keys]
         return [_decode(version, rows, now) for (version, _), rows in zip(wanted, answers, strict=True)]
 
@@ -115,7 +116,16 @@ class OnlineStore:
             value = self._client.get(marker(version.uid))
         return int(value) if isinstance(value, bytes) else None
 
-    def write(self, version: Version, keys: Sequence[pa.ChunkedArray], features: pa.Table, event_times: pa.ChunkedArray, *, run: int, now: int) -> int:
+    def write(
+        self,
+        version: Version,
+        keys: Sequence[pa.ChunkedArray],
+        features: pa.Table,
+        event_times: pa.ChunkedArray,
+        *,
+        run: int,
+        now: int,
+    ) -> int:
         """Write rows as the run of that number; returns how many were not older than what is stored."""
         times = event_times.cast(pa.int64()).fill_null(NO_EVENT_TIME).to_numpy()
         rows = RowCodec(version.view.fields).encode(features, times, run)
@@ -133,7 +143,9 @@ class OnlineStore:
         with translated(self._settings):
             for batch in self._scan(version):
                 heads = self._pipelined(("GETRANGE", key, 0, HEADER_BYTES - 1) for key in batch)
-                old = [key for key, head in zip(batch, heads, strict=True) if int.from_bytes(head[9:17], "little", signed=True) < run]
+                old = [
+                    key for key, head in zip(batch, heads, strict=True) if int.from_bytes(head[9:17], "little", signed=True) < run
+                ]
                 swept += self._put_keys(old, [deleted_row(run)] * len(old), [_DELETED_FOR_MS] * len(old), run)
         return swept
 
@@ -164,7 +176,7 @@ class OnlineStore:
             return self._put_keys([online_key(version.uid, key) for key in keys], rows, lives, run)
 
     def _put_keys(self, keys: Sequence[bytes], rows: Sequence[bytes], lives: Sequence[int], run: int) -> int:
-        commands = []
+        commands: list[tuple[Any, ...]] = []
         for first in range(0, len(keys), _BATCH):
             part = keys[first : first + _BATCH]
             arguments: list[bytes | int] = [run & 0xFFFFFFFF, run >> 32]
@@ -173,10 +185,10 @@ class OnlineStore:
             commands.append(("EVAL", _WRITE, len(part), *part, *arguments))
         return sum(self._pipelined(commands))
 
-    def _pipelined(self, commands: Iterator[tuple[object, ...]] | list[tuple[object, ...]]) -> list[bytes] | list[int]:
+    def _pipelined(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for command in commands:
-            pipeline.execute_command(*command)
+            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
         return pipeline.execute()
 
     def _scan(self, version: Version) -> Iterator[list[bytes]]:
@@ -194,7 +206,8 @@ class OnlineStore:
         if version.view.ttl is None or not self._expires:
             return [0] * len(event_times)
         left = (event_times + duration_micros(version.view.ttl) - now) // 1000
-        return (np.maximum(left, 0) + _KEPT_BEYOND_TTL_MS).tolist()
+        lives: list[int] = (np.maximum(left, 0) + _KEPT_BEYOND_TTL_MS).tolist()
+        return lives
 
 
 def _request_keys(version: Version, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
@@ -209,7 +222,8 @@ def _request_keys(version: Version, columns: Sequence[pa.ChunkedArray]) -> list[
 
 def _decode(version: Version, rows: Sequence[bytes | None], now: int) -> OnlineRows:
     stored = np.array([row is not None and not is_deleted(row) for row in rows], dtype=bool)
-    columns, times = RowCodec(version.view.fields).decode([row for row, is_stored in zip(rows, stored, strict=True) if is_stored])
+    kept = [row for row, is_stored in zip(rows, stored, strict=True) if row is not None and is_stored]
+    columns, times = RowCodec(version.view.fields).decode(kept)
     statuses = np.full(len(rows), Status.NOT_FOUND, dtype=np.uint8)
     statuses[stored] = Status.PRESENT
     if version.view.ttl is not None:

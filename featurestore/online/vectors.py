@@ -23,8 +23,8 @@ __all__ = ["FeatureVectors", "look_up"]
 class FeatureVectors:
     """Feature vectors, a row for each entity asked for, in the order asked.
 
-    Columns are the request's, then the features in the service's order as `view__feature`, in their declared types; absent values are
-    null. `statuses` and `event_times` say per view what became of each row.
+    Columns are the request's, then the features in the service's order as `view__feature`, in their declared types; absent values
+    are null. `statuses` and `event_times` say per view what became of each row.
     """
 
     columns: pa.Table

@@ -65,7 +65,12 @@ class Plan:
         return {
             "revision": self.revision,
             "changes": [
-                {"action": change.action, "kind": change.kind, "name": change.name, "fields": [asdict(field) for field in change.fields]}
+                {
+                    "action": change.action,
+                    "kind": change.kind,
+                    "name": change.name,
+                    "fields": [asdict(field) for field in change.fields],
+                }
                 for change in self.changes
             ],
             "new_versions": [

@@ -149,11 +149,23 @@ class Registry:
             connection.execute(sa.update(versions).where(versions.c.id == version.id).values(values))
 
     def finish_run(
-        self, version: Version, run: int, *, now: int, report: Mapping[str, Any], loaded: Loaded | None = None, error: str | None = None
+        self,
+        version: Version,
+        run: int,
+        *,
+        now: int,
+        report: Mapping[str, Any],
+        loaded: Loaded | None = None,
+        error: str | None = None,
     ) -> None:
         """Close a run; with a completed online load, record it. Candidates that are ready now take over."""
         with self._transaction(write=True) as connection:
-            values = {"status": "failed" if error else "completed", "error": error, "finished_at": now, "report": canonical_json(report)}
+            values = {
+                "status": "failed" if error else "completed",
+                "error": error,
+                "finished_at": now,
+                "report": canonical_json(report),
+            }
             connection.execute(sa.update(runs).where(runs.c.id == run).values(values))
             if loaded is not None:
                 load = {"loaded_run": loaded.run, "loaded_table_version": loaded.table_version}

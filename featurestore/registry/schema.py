@@ -1,7 +1,7 @@
 """The registry's SQL schema. This module's tables are its specification.
 
-Instants are microseconds. JSON is text in canonical form. An object's `spec` is what was applied last (null: removed), its `serving`
-what its name means now: the two differ while versions that it is connected with are still candidates (T11).
+Instants are microseconds. JSON is text in canonical form. An object's `spec` is what was applied last (null: removed), its
+`serving` what its name means now: the two differ while versions that it is connected with are still candidates (T11).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ __all__ = ["Lookup", "Selection", "select"]
 
 @dataclass(frozen=True)
 class Lookup:
-    """Some features of one view in one role: `name` is the view's or the alias's, `key_columns` stand for its join keys, in order."""
+    """Some features of a view in one role: `name` is the view's or the alias's, `key_columns` stand for its join keys."""
 
     name: str
     version: Version
@@ -47,11 +47,7 @@ class Selection:
 
     def types(self) -> dict[str, ValueType]:
         """Return the type of each output column."""
-        found = {
-            lookup.column(field.name): field.type
-            for lookup in self.lookups
-            for field in lookup.version.view.fields
-        }
+        found = {lookup.column(field.name): field.type for lookup in self.lookups for field in lookup.version.view.fields}
         return {column: found[column] for column in self.columns}
 
 
