@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -160,7 +161,7 @@ class _Run:
 
     def _survey(self, rows: ViewRows, interval: tuple[int, int]) -> Survey:
         gap = (self._covered_until, max(self._covered_until, interval[0]))
-        with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+        with session(SourceError, self._source) as connection:
             if self.view.is_static:
                 find_duplicate_key(connection, rows)
                 return survey(connection, rows, interval, (0, 0))
@@ -183,10 +184,10 @@ class _Run:
                 snapshot, count = self._replace(rows, (first, last), report, found.rows)
                 report = replace(report, rows=report.rows + count, chunks=report.chunks + 1)
                 self._cover(max(self._covered_until, last), snapshot)
-        if self.view.is_static:
-            self._cover(self.now, self.table.snapshot())
+        if self.view.is_static or self.version.coverage is None:
+            self._cover(self.now if self.view.is_static else interval[1], self.table.snapshot())
         elif before.coverage is not None:
-            with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+            with session(SourceError, self._source) as connection:
                 covered = (before.coverage.start, before.coverage.end)
                 late = count_late_rows(connection, rows, self._snapshot(), covered, interval)
             report = replace(report, late=late)
@@ -195,16 +196,31 @@ class _Run:
     def _replace(self, rows: ViewRows, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
         visible = "epoch_us(__visible_time)"
         query = f"SELECT * FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {chunk[0]} AND {visible} <= {chunk[1]}"
-        with session(SourceError, f"view {self.view.name!r}, source {self.view.source.name!r}") as connection:
+        failures: list[Exception] = []
+        with session(SourceError, self._source) as connection:
             reader = connection.sql(query).to_arrow_reader(_READ_ROWS)
-            counted = pa.RecordBatchReader.from_batches(reader.schema, self._counted(reader, report.rows, total))
-            return self.table.replace(*chunk, counted, run=report.run)
+            counted = pa.RecordBatchReader.from_batches(reader.schema, self._counted(reader, report.rows, total, failures))
+            try:
+                return self.table.replace(*chunk, counted, run=report.run)
+            except OfflineStoreError as reason:
+                # The writer pulls rows out of the source, so trouble there comes up through it.
+                if failures:
+                    raise SourceError(f"{self._source}: {failures[0]}") from reason
+                raise
 
-    def _counted(self, reader: pa.RecordBatchReader, done: int, total: int) -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            done += len(batch)
-            self.progress(Step(self.view.name, "offline", done, total))
-            yield batch
+    def _counted(self, reader: pa.RecordBatchReader, done: int, total: int, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in reader:
+                done += len(batch)
+                self.progress(Step(self.view.name, "offline", done, total))
+                yield batch
+        except (OSError, pa.ArrowException, duckdb.Error) as reason:
+            failures.append(reason)
+            raise
+
+    @property
+    def _source(self) -> str:
+        return f"view {self.view.name!r}, source {self.view.source.name!r}"
 
     def _cover(self, end: int, snapshot: Snapshot) -> None:
         self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version)

@@ -57,10 +57,8 @@ def instant(moment: dt.datetime | dt.date) -> int:
 
 
 def _has_key(view: FeatureView, row: Row, key: Key) -> bool:
-    for field, part in zip(view.join_keys, key, strict=True):
-        if row[field.name] is None or row[field.name] != part:
-            return False
-    return True
+    parts = zip(view.join_keys, key, strict=True)
+    return all(row[field.name] is not None and row[field.name] == part for field, part in parts)
 
 
 def _only(rows: list[tuple[int, Row]]) -> Row | None:

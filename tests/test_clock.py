@@ -189,9 +189,7 @@ BOUNDARIES = [  # instant, refresh, floor, ceil
 
 
 @pytest.mark.parametrize(("instant", "refresh", "floor", "ceil"), BOUNDARIES)
-def test_floor_and_ceil_meet_the_boundaries_around_an_instant(
-    instant: int, refresh: int, floor: int, ceil: int
-) -> None:
+def test_floor_and_ceil_meet_the_boundaries_around_an_instant(instant: int, refresh: int, floor: int, ceil: int) -> None:
     """Boundaries are aligned to the epoch on both its sides, one on a boundary stays, without refresh all stay (T3)."""
     assert clock.floor(instant, refresh) == floor
     assert clock.ceil(instant, refresh) == ceil

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from featurestore.errors import FeatureStoreError, MissingDependencyError, OnlineStoreError
 from featurestore.online import embedded
@@ -45,8 +47,8 @@ def state(tmp_path: Path, runtime: Path) -> Iterator[Path]:
 
 
 def connect(path: Path) -> redis.Redis:
-    """A client of the server on `path`."""
-    return redis.Redis(unix_socket_path=str(path), decode_responses=True)
+    """A client of the server on `path` that does not hide a LOADING answer by trying again."""
+    return redis.Redis(unix_socket_path=str(path), decode_responses=True, retry=Retry(NoBackoff(), 0))
 
 
 def ask(path: Path, *command: str) -> Any:
@@ -293,24 +295,28 @@ def test_loading_is_waited_for(state: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (state / "server.log.1").exists()
 
 
-def test_stale_files_are_replaced(state: Path) -> None:
+@pytest.fixture
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with the store."""
+    process = subprocess.Popen(["sleep", "60"])  # noqa: S607
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_stale_files_are_replaced(state: Path, bystander: subprocess.Popen[bytes]) -> None:
     """Socket file, pid file and record left behind do not keep a server from starting, and nobody else is hit."""
     state.mkdir(parents=True)
-    bystander = subprocess.Popen(["sleep", "30"])  # noqa: S607
-    try:
-        path = embedded.socket_path(state)
-        with socket.socket(socket.AF_UNIX) as dead:
-            dead.bind(str(path))
-        (state / "server.socket").write_text(str(path))
-        (state / "server.pid").write_text(f"{bystander.pid}\n")
-        assert not embedded.is_running(state)
-        assert embedded.ensure_running(state, timeout=2) == path
-        assert ask(path, "PING")
-        assert embedded.stop(state)
-        assert bystander.poll() is None
-    finally:
-        bystander.kill()
-        bystander.wait()
+    path = embedded.socket_path(state)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    (state / "server.socket").write_text(str(path))
+    (state / "server.pid").write_text(f"{bystander.pid}\n")
+    assert not embedded.is_running(state)
+    assert embedded.ensure_running(state, timeout=2) == path
+    assert ask(path, "PING")
+    assert embedded.stop(state)
+    assert bystander.poll() is None
 
 
 def test_vanished_socket_is_recovered(state: Path) -> None:
@@ -408,23 +414,46 @@ def test_hanging_server_is_stopped(state: Path) -> None:
     assert not path.exists()
 
 
-def test_lock_of_an_unknown_process_is_named(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_silent_server_is_replaced(state: Path) -> None:
+    """A command that saw one server silent leaves the one alone that another command started in its place."""
+    path = embedded.ensure_running(state)
+    pid = pid_of(path)
+    embedded._end_silent(state, str(pid + 1), timeout=1)
+    assert pid_of(path) == pid
+    embedded._end_silent(state, str(pid), timeout=1)
+    assert has_ended(pid)
+
+
+def test_lock_of_an_unknown_process_is_named(
+    state: Path, monkeypatch: pytest.MonkeyPatch, bystander: subprocess.Popen[bytes]
+) -> None:
     """Where something else holds the data, no second server starts, nothing is killed, and the error names the lock."""
     monkeypatch.setattr(embedded, "_KILL_SECONDS", 0.2)
     state.mkdir(parents=True)
-    code = "lock = embedded._locked(state / 'server.lock'); lock.__enter__(); print('held', flush=True); input()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", CALL + code, str(state)], cwd=REPO, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    assert holder.stdout
-    holder.stdout.readline()
-    (state / "server.pid").write_text(f"{os.getpid()}\n")
-    with pytest.raises(OnlineStoreError, match=r"server\.lock is held by a process that cannot be ended from here"):
-        embedded.ensure_running(state, timeout=0.2)
-    with pytest.raises(OnlineStoreError, match=r"server\.lock is held by a process that cannot be ended from here"):
+    (state / "server.pid").write_text(f"{bystander.pid}\n")
+    message = r"server\.lock is held by a process that cannot be ended from here"
+    with embedded._locked(state / "server.lock"):
+        with pytest.raises(OnlineStoreError, match=message):
+            embedded.ensure_running(state, timeout=0.2)
+        with pytest.raises(OnlineStoreError, match=message):
+            embedded.stop(state, timeout=0.2)
+    assert bystander.poll() is None
+    assert not (state / "server.log").exists()
+
+
+def test_one_command_at_a_time(state: Path) -> None:
+    """While one command starts or ends the server, others wait to start it and to stop it."""
+    state.mkdir(parents=True)
+    starting = threading.Thread(target=embedded.ensure_running, args=(state,))
+    with embedded._locked(state / "start.lock"):
+        starting.start()
+        time.sleep(0.2)
+        assert not embedded.is_running(state)
+    starting.join()
+    assert embedded.is_running(state)
+    with embedded._locked(state / "start.lock"), pytest.raises(OnlineStoreError, match=r"start\.lock is held"):
         embedded.stop(state, timeout=0.2)
-    assert holder.poll() is None
-    holder.communicate(b"\n")
+    assert embedded.is_running(state)
 
 
 def test_stop_and_start_at_once(state: Path) -> None:
@@ -449,7 +478,12 @@ def test_runtime_folder_is_private(state: Path, runtime: Path) -> None:
 
 
 @pytest.mark.parametrize("unusable", ["", "relative", "/nonexistent", "OPEN"])
-def test_runtime_folder_without_session(state: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch, unusable: str) -> None:
+def test_runtime_folder_without_session(
+    state: Path,
+    runtime: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unusable: str,
+) -> None:
     """Where XDG_RUNTIME_DIR is missing, relative, absent or writable by others, the temporary folder is used."""
     (runtime / "open").mkdir()
     (runtime / "open").chmod(0o777)

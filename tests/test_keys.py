@@ -58,9 +58,7 @@ def test_the_hash_of_one_column_is_the_specified_one(key: ValueType, value: Any,
 
 
 @pytest.mark.parametrize(("keys", "values", "expected"), GOLDEN_COMPOSITES)
-def test_the_hash_of_a_composite_key_is_the_specified_one(
-    keys: list[ValueType], values: list[Any], expected: int
-) -> None:
+def test_the_hash_of_a_composite_key_is_the_specified_one(keys: list[ValueType], values: list[Any], expected: int) -> None:
     """Columns combine from left to right, so values swapped or cut elsewhere differ: ("a", "bc"), ("ab", "c")."""
     columns = [pa.array([value], type=key.arrow) for key, value in zip(keys, values, strict=True)]
 

@@ -26,6 +26,7 @@ from featurestore.offline.keys import key_hash
 from featurestore.offline.point_in_time import Values, values_at
 from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, view_rows
+from featurestore.offline.spine import times_of
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.types import (
     Array,
@@ -698,22 +699,32 @@ def test_a_history_in_the_future_gives_absent_values(tmp_path: Path) -> None:
     assert numbers(tmp_path, delays(), landings, [0, at("10:00"), at("2029-12-31T23:59:59")]) == [ABSENT] * 3
 
 
-def test_rows_out_of_the_calendar_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "landed",
+    [2**63 - 1, -(2**63) + 1, 2**62, -(2**62), LAST + 1, BEGINNING - 1, BEGINNING - 366 * DAY],
+    ids=["infinity", "-infinity", "year 148108", "year -144169", "year 10000", "year 0", "year -1"],
+)
+@pytest.mark.parametrize("refresh", [None, 1_000 * DAY])
+def test_rows_out_of_the_calendar_are_left_out(tmp_path: Path, landed: int, refresh: int | None) -> None:
     """Event times outside the years 1 to 9999, such as an end of time, do not exist and harm no other row."""
-    view = delays(batch_source(delay=HOUR), refresh=DAY)
-    wild = [2**63 - 1, -(2**63) + 1, 2**62, -(2**62), BEGINNING - 1, LAST + 1, LAST]
-    columns = {
-        "tail": ["a"] * (len(wild) + 1),
-        "landed": pa.array([*wild, at("10:00")], pa.int64()).cast(UTC_TIME),
-        "written": pa.nulls(len(wild) + 1, UTC_TIME),
-        "n": range(len(wild) + 1),
-    }
+    view = delays(batch_source(delay=HOUR), refresh=refresh)
+    landings = pa.array([landed, at("10:00")], pa.int64()).cast(UTC_TIME)
+    columns = {"tail": ["a", "b"], "landed": landings, "written": pa.nulls(2, UTC_TIME), "n": [1, 2]}
     (tmp_path / "landings").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "landings" / "00.parquet")
+
     snapshot = materialize(view, tmp_path)
 
+    found = answers(ask(view, snapshot, [(("a",), LAST), (("b",), LAST)]))
+    assert found == [None, {"n": 2, "__event_time": at("10:00")}]
     assert snapshot.rows == 1
-    assert [row and row["n"] for row in answers(ask(view, snapshot, [(("a",), LAST)]))] == [len(wild)]
+
+
+def test_a_row_that_becomes_visible_after_the_calendar_harms_no_other(tmp_path: Path) -> None:
+    """A last day whose next refresh is in the year 10000 is never visible, and no reason to fail."""
+    landings: list[Landing] = [("9999-12-31T23:59:59.999999", None, 1), ("10:00", None, 2)]
+
+    assert numbers(tmp_path, delays(refresh=DAY), landings, [LAST]) == [2]
 
 
 def test_a_projection_gives_its_features_in_its_order(tmp_path: Path) -> None:
@@ -837,7 +848,8 @@ def test_every_feature_type_gives_back_what_went_in(
 
     found = ask(view, snapshot, [((f"a{number}",), LAST) for number in range(len(stored) + 1)])
 
-    assert list(map(repr, found.features["x"].to_pylist())) == list(map(repr, [*stored, None]))
+    # As text, which tells -0.0 from 0.0 and holds NaN equal to itself.
+    assert str(found.features["x"].to_pylist()) == str(pa.array([*stored, None], type_.arrow).to_pylist())
     assert found.present.tolist() == [True] * len(stored) + [False]
 
 
@@ -944,6 +956,15 @@ def test_times_of_the_int96_kind_are_read_as_utc(tmp_path: Path, type_: pa.DataT
     check_event_times(tmp_path, integers.cast(type_), INSTANTS[:2], use_deprecated_int96_timestamps=True)
 
 
+@pytest.mark.parametrize("created", [False, True], ids=["event time", "created time"])
+def test_nanoseconds_are_cut_as_those_of_a_spine_are(tmp_path: Path, created: bool) -> None:
+    """A row is visible at its own time, to the nanosecond: sources and spines get to microseconds in the same way (T2)."""
+    nanoseconds = [0, 1, 499, 500, 999, 1_500, -1, -499, -500, -999, -1_001, JUNE_1 * 1_000 + 501]
+    column = pa.array(nanoseconds, pa.int64()).cast(pa.timestamp("ns"))
+
+    check_event_times(tmp_path, column, times_of(column, "t").tolist(), created=created)
+
+
 ZONED = {  # what a clock on the wall shows around a change of summer time, with its offset, and the instant
     "America/New_York": [
         ("2013-03-10T01:59:59.999999-05:00", "2013-03-10T06:59:59.999999"),
@@ -996,13 +1017,125 @@ def in_zone(zone: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     time.tzset()
 
 
+# --- what else a source may hold, and runs that follow each other ----------------------------------------------------
+
+
+@pytest.mark.parametrize("column", ["file_row_number", "file_index", "filename", "__file_seq", "__seq", "__event_time"])
+def test_columns_of_any_name_leave_the_order_of_rows_alone(tmp_path: Path, column: str) -> None:
+    """`seq` is the file and row order, even if the source has a column that is called as DuckDB calls such things."""
+    view = delays()
+    schema = source_schema(view).append(pa.field(column, pa.int64()))
+    rows = [_landing(n) | {column: other} for n, other in ((1, 9), (2, 8), (3, 7), (4, 6))]
+    write_files(tmp_path, schema, [rows[:2], rows[2:]])
+
+    found = answers(ask(view, materialize(view, tmp_path), [(("a",), LAST)]))
+
+    assert found == [{"n": 4, "__event_time": at("10:00")}]
+
+
+def test_the_folder_that_a_repo_lies_in_has_no_say_in_its_values(tmp_path: Path) -> None:
+    """A path such as `tail=b/n=5` outside the source, which looks like Hive's partitions, changes no column."""
+    root = tmp_path / "tail=b" / "n=5"
+    root.mkdir(parents=True)
+    view = delays()
+    write_files(root, source_schema(view), [[_landing(1)]])
+
+    found = answers(ask(view, materialize(view, root), [(("a",), LAST), (("b",), LAST)]))
+
+    assert found == [{"n": 1, "__event_time": at("10:00")}, None]
+
+
+def test_files_are_read_by_their_names_not_as_patterns(tmp_path: Path) -> None:
+    """A file `part [1].parquet` in a source's folder is that file and no other."""
+    view = delays()
+    write_files(tmp_path, source_schema(view), [[_landing(1)], [_landing(2)]])
+    folder = tmp_path / "landings"
+    (folder / "00.parquet").rename(folder / "part 1.parquet")
+    (folder / "01.parquet").rename(folder / "part [1].parquet")
+
+    found = answers(ask(view, materialize(view, tmp_path), [(("a",), LAST)]))
+
+    assert found == [{"n": 2, "__event_time": at("10:00")}]
+
+
+WIDENED: list[tuple[ValueType, pa.Array, pa.Array, list[Any] | None]] = [  # the last column: what the type can hold
+    (Int64, pa.array([7], pa.int32()), pa.array([2**40], pa.int64()), [7, 2**40]),
+    (Int64, pa.array([7], pa.int64()), pa.array([7.6], pa.float64()), None),
+    (Int64, pa.array([7], pa.int64()), pa.array(["7.6"], pa.string()), None),
+    (Float32, pa.array([7.5], pa.float32()), pa.array([0.1], pa.float64()), None),
+    (Float64, pa.array([7.5], pa.float32()), pa.array([0.1], pa.float64()), [7.5, 0.1]),
+    (Float64, pa.array([7], pa.int32()), pa.array([7.6], pa.float64()), [7.0, 7.6]),
+    (Bool, pa.array([True]), pa.array([7], pa.int64()), None),
+    (Date, pa.array([NOON.date()]), pa.array([NOON], UTC_TIME), None),
+    (Timestamp, pa.array([NOON.date()]), pa.array([NOON], UTC_TIME), [moment(JUNE_1), NOON]),
+]
+
+
+@pytest.mark.parametrize(
+    ("type_", "first", "second", "exact"),
+    WIDENED,
+    ids=[f"{type_} of {first.type} and {second.type}" for type_, first, second, _ in WIDENED],
+)
+def test_a_file_of_a_wider_type_is_not_cut_to_that_of_the_first(
+    tmp_path: Path, type_: ValueType, first: pa.Array, second: pa.Array, exact: list[Any] | None
+) -> None:
+    """Where the files of a source differ in a column's type its values are exact, or the source is refused."""
+    view = define({"tail": String}, {"x": type_}, batch_source())
+    (tmp_path / "landings").mkdir()
+    for number, column in enumerate((first, second)):
+        times = pa.array([NOON], UTC_TIME)
+        rows = pa.table({"tail": [f"a{number}"], "landed": times, "written": times, "x": column})
+        pq.write_table(rows, tmp_path / "landings" / f"{number:02}.parquet")
+
+    try:
+        snapshot = materialize(view, tmp_path)
+    except SourceError:
+        return
+    assert ask(view, snapshot, [(("a0",), LAST), (("a1",), LAST)]).features["x"].to_pylist() == exact
+
+
+def test_a_file_with_finer_times_is_not_cut_to_those_of_the_first(tmp_path: Path) -> None:
+    """A row of a file with timestamps is not visible from midnight because the first file has dates (T2)."""
+    view = delays(batch_source(is_created=False))
+    (tmp_path / "landings").mkdir()
+    for number, landed in enumerate([pa.array([dt.date(2013, 5, 31)]), pa.array([NOON], UTC_TIME)]):
+        rows = pa.table({"tail": ["a"], "landed": landed, "n": [number]})
+        pq.write_table(rows, tmp_path / "landings" / f"{number:02}.parquet")
+
+    try:
+        snapshot = materialize(view, tmp_path)
+    except SourceError:
+        return
+    found = answers(ask(view, snapshot, [(("a",), oracle.instant(NOON) - 1), (("a",), oracle.instant(NOON))]))
+    assert [row and row["n"] for row in found] == [0, 1]
+
+
+def test_a_run_replaces_its_interval_and_nothing_else(tmp_path: Path) -> None:
+    """A later run takes over what the source gained, lost and corrected in `(start, end]`, both bounds included (T7)."""
+    view = delays()
+    landed = ["09:00", "10:00", "11:00", "12:00", "13:00"]
+    asked = [(("a",), at(text)) for text in landed] + [(("b",), LAST)]
+    write_files(tmp_path, source_schema(view), [[_landing(n, text) for n, text in enumerate(landed)]])
+    before = materialize(view, tmp_path)
+    changed = [_landing(10 + n, text) for n, text in enumerate(landed) if text != "11:00"]
+    late = _landing(20, "11:30", tail="b")
+    pq.write_table(pa.Table.from_pylist([*changed, late], source_schema(view)), tmp_path / "landings" / "00.parquet")
+
+    after = materialize(view, tmp_path, [(at("10:00"), at("12:00"))])
+
+    found = answers(ask(view, after, asked))
+    assert [row and row["n"] for row in found] == [0, 1, 1, 13, 4, 20]
+    assert [row and row["n"] for row in answers(ask(view, before, asked))] == [0, 1, 2, 3, 4, None]
+    assert OfflineTable(tmp_path / "table", view).snapshot(before.version) == before
+
+
 # --- static tables and SQL -------------------------------------------------------------------------------------------
 
 
 def test_static_rows_are_visible_always(tmp_path: Path) -> None:
     """A view of a source without event time gives the present row at any time, past ones too (T13)."""
     view = define({"code": String, "number": Int64}, {"name": String}, STATIC)
-    rows = [
+    rows: list[Row] = [
         {"code": "1", "number": 11, "name": "one"},
         {"code": "11", "number": 1, "name": None},
         {"code": None, "number": 1, "name": "nobody"},
@@ -1035,35 +1168,34 @@ SQL = """
 """
 
 
+FLIGHTS: list[tuple[str | None, str, str | None, int | None, bool | None]] = [
+    # aircraft, landed, written, minutes, is_cancelled
+    ("a", "10:00", "10:30", 1, None),
+    ("A", "10:00", "10:30", 2, False),
+    ("a", "10:00", "10:30", 9, True),
+    ("b", "11:00", None, None, None),
+    ("b", "10:00", None, 4, None),
+    ("b", "10:00", None, 5, None),
+    ("b", "11:00", None, -1, None),
+    (None, "10:00", None, 6, None),
+]
+
+
 @pytest.mark.parametrize("cut", [[], [at("11:00")], [at("11:00") - 1, at("12:00")]], ids=["whole", "two", "three"])
-def test_a_view_of_sql_gives_the_rows_of_its_sql(tmp_path: Path, cut: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_view_of_sql_gives_the_rows_of_its_sql(tmp_path: Path, cut: list[int]) -> None:
     """Keys, times and features are what the expressions give for the rows that the WHERE leaves (T12)."""
     view = delays(sql=SQL)
-    source = [  # aircraft, landed, written, minutes, is_cancelled
-        ("a", "10:00", "10:30", 1, None),
-        ("A", "10:00", "10:30", 2, False),
-        ("a", "10:00", "10:30", 9, True),
-        ("b", "11:00", None, None, None),
-        ("b", "10:00", None, 4, None),
-        ("b", "10:00", None, 5, None),
-        ("b", "11:00", None, -1, None),
-        (None, "10:00", None, 6, None),
+    times = [(moment(at(landed)), moment(at(written)) if written else None) for _, landed, written, _, _ in FLIGHTS]
+    source: list[Row] = [
+        {"aircraft": aircraft, "landed": landed, "written": written, "minutes": minutes, "is_cancelled": is_cancelled}
+        for (aircraft, _, _, minutes, is_cancelled), (landed, written) in zip(FLIGHTS, times, strict=True)
     ]
-    columns = ["aircraft", "landed", "written", "minutes", "is_cancelled"]
-    types = [pa.string(), UTC_TIME, UTC_TIME, pa.int32(), pa.bool_()]
-    written = [dict(zip(columns, row, strict=True)) for row in source]
-    for row in written:
-        row.update({name: row[name] and moment(at(row[name])) for name in ("landed", "written")})
-    write_files(tmp_path, pa.schema(list(zip(columns, types, strict=True))), [written[:3], written[3:]])
-    rows = [
-        {
-            "tail": row["aircraft"] and row["aircraft"].upper(),
-            "landed": row["landed"] + dt.timedelta(hours=1),
-            "written": row["written"],
-            "n": row["minutes"] * 2,
-        }
-        for row in written
-        if row["minutes"] is not None and row["minutes"] >= 0 and not row["is_cancelled"]
+    names, types = list(source[0]), [pa.string(), UTC_TIME, UTC_TIME, pa.int32(), pa.bool_()]
+    write_files(tmp_path, pa.schema(list(zip(names, types, strict=True))), [source[:3], source[3:]])
+    rows: list[Row] = [  # the SQL, in Python
+        {"tail": aircraft and aircraft.upper(), "landed": landed + dt.timedelta(hours=1), "written": written, "n": minutes * 2}
+        for (aircraft, _, _, minutes, is_cancelled), (landed, written) in zip(FLIGHTS, times, strict=True)
+        if minutes is not None and minutes >= 0 and not is_cancelled
     ]
     asked = [((tail,), at("10:00") + steps * HOUR + us) for tail in "ABab" for steps in range(4) for us in (-1, 0)]
 

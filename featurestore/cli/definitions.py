@@ -1,0 +1,149 @@
+"""The commands that begin and change a repo: init, plan, apply."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from featurestore.cli import example
+from featurestore.cli.invocation import Invocation
+from featurestore.cli.rendering import note
+from featurestore.errors import FeatureStoreError
+
+if TYPE_CHECKING:
+    from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
+
+__all__ = ["apply", "init", "plan"]
+
+_MARKS = {"create": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
+_SHORT = 72
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder; by default the current one.", show_default=False)]
+Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask before something is removed or replaced.")]
+
+
+def init(call: Invocation, folder: Folder = Path()) -> None:
+    """Start a repo of a few files that work at once.
+
+    Example: featurestore init my_repo
+    """
+    project, files = example.create(folder)
+    if others := example.foreign_definitions(folder):
+        note(f"note: {folder} holds other Python files, which will be loaded as definitions too: {', '.join(others)}")
+    if ".gitignore" not in files:
+        note("note: .gitignore was there and is left as it is; add .featurestore/ to it")
+    lines = [shlex.join(["featurestore", *words]) for words in example.NEXT]
+    if folder.resolve() != Path.cwd():
+        lines.insert(0, shlex.join(["cd", str(folder)]))
+    record = {"repo": str(folder.resolve()), "project": project, "files": files, "next": lines}
+    call.answer(record, [f"Project {project!r} is ready: {', '.join(files)}", "", "Next:", *(f"  {line}" for line in lines)])
+
+
+def plan(call: Invocation) -> None:
+    """Show what apply would change, and change nothing.
+
+    Example: featurestore plan
+    """
+    with call.store() as store:
+        planned = store.plan()
+    call.answer(planned.to_dict(), [*_plan_lines(planned), *_hint(planned, call.line("apply"))])
+
+
+def apply(call: Invocation, yes: Yes = False) -> None:
+    """Show what is to change, and change it.
+
+    On a terminal it asks before it removes something or replaces a version. Values are computed by the next materialize.
+
+    Example: featurestore apply --yes
+    """
+    with call.store() as store:
+        planned = store.plan()
+        if not call.as_json:
+            call.answer(None, _plan_lines(planned))
+        if _is_drastic(planned) and call.can_ask and not yes and not call.is_confirmed("Apply this?"):
+            raise FeatureStoreError("nothing was applied")
+        store.apply(planned)
+    views = [new.view.name for new in planned.new_versions]
+    hint = _hint(planned, call.line("materialize", *views)) if views else []
+    record = {"applied": not planned.is_empty, **planned.to_dict()}
+    call.answer(record, [] if planned.is_empty else ["", "Applied.", *hint])
+
+
+def _is_drastic(planned: Plan) -> bool:
+    removes = any(change.action == "remove" for change in planned.changes)
+    return removes or any(new.replaces for new in planned.new_versions)
+
+
+def _hint(planned: Plan, line: str) -> list[str]:
+    return [] if planned.is_empty else ["", f"Next: {line}"]
+
+
+def _plan_lines(planned: Plan) -> Iterator[RenderableType]:
+    for change in planned.changes:
+        yield from _change_lines(change)
+    if planned.new_versions:
+        yield Text("\nNew versions" if planned.changes else "New versions", "bold")
+    for new in planned.new_versions:
+        yield from _version_lines(new)
+    for view in planned.dropped_candidates:
+        yield Text(f"- the candidate version of {view} that never served is dropped", "red")
+    for warning in planned.warnings:
+        yield Text.assemble(("warning: ", "bold yellow"), warning)
+    yield Text(_summary(planned), "bold")
+
+
+def _summary(planned: Plan) -> str:
+    if planned.is_empty:
+        return "Nothing to change."
+    counts = Counter(change.action for change in planned.changes)
+    listed = ", ".join(f"{counts[action]} to {action}" for action in _MARKS)
+    return f"\n{listed}; {len(planned.new_versions)} new versions"
+
+
+def _change_lines(change: Change) -> Iterator[Text]:
+    mark, colour = _MARKS[change.action]
+    yield Text.assemble((f"{mark} {change.kind:<16}", colour), change.name)
+    for field in change.fields:
+        yield from _field_lines(field)
+
+
+def _version_lines(new: NewVersion) -> Iterator[Text]:
+    name = f"{new.view.name} v{new.number}"
+    if new.replaces is None:
+        yield Text(f"+ {name}: materialize {new.materialization}", "green")
+        return
+    yield Text(f"~ {name} replaces v{new.replaces}: materialize {new.materialization}", "yellow")
+    for reason in new.reasons:
+        yield from _field_lines(reason)
+
+
+def _field_lines(field: FieldChange) -> Iterator[Text]:
+    before, after = _shown(field.before), _shown(field.after)
+    if len(before) + len(after) <= _SHORT and "\n" not in before + after:
+        yield Text.assemble(f"    {field.field}: ", (before, "red"), " -> ", (after, "green"))
+        return
+    yield Text(f"    {field.field}:")
+    for line in difflib.ndiff(_items(field.before), _items(field.after)):
+        if not line.startswith("?"):
+            yield Text(f"      {line}", {"-": "red", "+": "green"}.get(line[0], "dim"))
+
+
+def _shown(value: Any) -> str:
+    return "unset" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
+
+
+def _items(value: Any) -> list[str]:
+    """Cut a long value into the lines that are compared: of a text its lines, of a list its items."""
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return [] if value is None else _shown(value).splitlines()

@@ -1,0 +1,91 @@
+"""How a command ends: its exit code, and what stderr says if it failed. The only place that turns exceptions into messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+import typer
+from rich.text import Text
+
+from featurestore.cli.rendering import messages
+from featurestore.errors import DefinitionError, FeatureStoreError, InputError, NotFoundError, RunsFailedError
+
+__all__ = ["guarded"]
+
+_FAILED = 1
+_WRONG_USAGE = 2
+_INTERRUPTED = 130
+
+# Typer does not say where it keeps click's class, which has moved.
+_UsageError: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def guarded(run: Callable[[], object], *, as_json: bool, debug: bool) -> int:
+    """Run a command and return its exit code; whatever it raises ends as one message on stderr."""
+    try:
+        code = run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence_stdout()
+        return _FAILED
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    except Exception as error:  # noqa: BLE001 (the boundary: nobody above could do better)
+        if debug:
+            traceback.print_exception(error)
+        return _report(error, as_json=as_json)
+    if code == _INTERRUPTED:  # newer releases of typer turn Ctrl-C into a code
+        messages().print("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _silence_stdout() -> None:
+    """Let the flush at the end of the process go nowhere: whoever read stdout has left, as `head` does."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _report(error: Exception, *, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(orjson.dumps({"error": _record(error)}).decode() + "\n")
+    else:
+        for line in _lines(error):
+            messages().print(line, soft_wrap=True)
+    return _WRONG_USAGE if isinstance(error, _UsageError) else _FAILED
+
+
+def _lines(error: Exception) -> Iterator[Text]:
+    yield Text.assemble(("error: ", "bold red"), _message(error))
+    context = getattr(error, "ctx", None)
+    if isinstance(error, _UsageError) and context is not None:
+        yield Text(f"{context.get_usage()}\nHelp: {context.command_path} --help", "dim")
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, FeatureStoreError):
+        return str(error)
+    if isinstance(error, _UsageError):
+        return str(error.format_message())
+    return f"unexpected {type(error).__name__}: {error} (--debug shows where)".replace("\n", " ")
+
+
+def _record(error: Exception) -> dict[str, Any]:
+    """Return an error as JSON-ready data: a stable code, the message, and what else the error knows."""
+    code = error.code if isinstance(error, FeatureStoreError) else "usage" if isinstance(error, _UsageError) else "internal"
+    record: dict[str, Any] = {"code": code, "message": _message(error)}
+    if isinstance(error, NotFoundError):
+        record |= {"name": error.name, "nearest": list(error.nearest)}
+    elif isinstance(error, InputError) and error.name is not None:
+        record["name"] = error.name
+    elif isinstance(error, DefinitionError):
+        record["faults"] = [asdict(fault) for fault in error.faults]
+    elif isinstance(error, RunsFailedError):
+        record["failures"] = {view: _record(each) for view, each in error.failures.items()}
+    return record

@@ -1,0 +1,93 @@
+"""The command that runs views: materialize."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from featurestore.cli.invocation import Invocation
+from featurestore.cli.progress import row_bars
+from featurestore.cli.rendering import NOTHING, grid
+from featurestore.clock import instant_text
+from featurestore.errors import RunsFailedError
+
+if TYPE_CHECKING:
+    from featurestore.materialize import Report
+
+__all__ = ["materialize"]
+
+Views = Annotated[list[str] | None, typer.Argument(metavar="VIEWS", help="Feature views; by default all.")]
+Start = Annotated[str | None, typer.Option(metavar="TIME", help="Where to start; by default at the watermark.")]
+End = Annotated[str | None, typer.Option(metavar="TIME", help="Where to end; by default now.")]
+
+
+def materialize(call: Invocation, views: Views = None, start: Start = None, end: End = None) -> None:
+    """Bring views up to date, offline and online.
+
+    A run goes on at the view's watermark. With --start and --end it computes an interval anew, (start, end] of visible time.
+
+    Example: featurestore materialize machine_health --start 2024-01-02
+    """
+    finished: list[tuple[Report, float]] = []
+    began = time.perf_counter()
+
+    def on_report(report: Report) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        finished.append((report, now - began))
+        began = now
+        bars.finish()
+        bars.say(f"{len(finished)} done, last {report.view}")
+
+    with call.store() as store, row_bars("looking at the sources") as bars:
+        try:
+            store.materialize(views or None, start, end, progress=bars.step, on_report=on_report)
+        except RunsFailedError as error:
+            failure: RunsFailedError | None = error
+        else:
+            failure = None
+    record = {"reports": [{**report.to_dict(), "seconds": round(seconds, 3)} for report, seconds in finished]}
+    call.answer(record, _summary(call, finished))
+    if failure is not None:
+        raise failure
+
+
+def _summary(call: Invocation, finished: Sequence[tuple[Report, float]]) -> Iterator[RenderableType]:
+    if not finished:
+        return
+    headers = ["view", "version", "from", "to", "rows", "skipped", "late", "written online", "deleted online", "seconds"]
+    yield grid(headers, [_row(report, seconds) for report, seconds in finished])
+    for report, _ in finished:
+        yield from _remarks(call, report)
+
+
+def _row(report: Report, seconds: float) -> list[Any]:
+    interval = [instant_text(report.start), instant_text(report.end)]
+    skipped = report.null_keys + report.null_times
+    written = report.online_written if report.online_written or report.online_full else NOTHING
+    counts = [report.rows, skipped, report.late, written, report.online_deleted]
+    return [report.view, report.version, *interval, *counts, round(seconds, 2)]
+
+
+def _remarks(call: Invocation, report: Report) -> Iterator[Text]:
+    for count, lack in ((report.null_keys, "a null join key"), (report.null_times, "no event time")):
+        if count:
+            yield _remark(report, f"{count:,} source rows have {lack} and are skipped")
+    if report.late:
+        again = call.line("materialize", report.view, "--start", "2013-06-01T00:00:00Z").replace("2013-06-01T00:00:00Z", "TIME")
+        yield _remark(
+            report,
+            f"{report.late:,} source rows came too late: they belong before the watermark, and the table lacks them. Set lookback "
+            f"on the view, which heals them at every run, or go back once: {again}",
+        )
+    for warning in report.warnings:
+        yield _remark(report, warning)
+
+
+def _remark(report: Report, text: str) -> Text:
+    return Text.assemble(("note: ", "bold yellow"), f"{report.view}: {text}")

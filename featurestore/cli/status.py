@@ -1,0 +1,153 @@
+"""The command that says how far everything is: status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from featurestore.cli.invocation import Invocation
+from featurestore.cli.rendering import NOTHING, elapsed_text, grid
+from featurestore.clock import duration_micros, instant_text
+from featurestore.errors import FeatureStoreError
+
+if TYPE_CHECKING:
+    from featurestore.registry.state import Run, Version
+    from featurestore.store import FeatureStore
+
+__all__ = ["status"]
+
+_RUNS = 1000
+_LIVING = ("serving", "candidate")
+
+All = Annotated[bool, typer.Option("--all", metavar="", help="Show replaced and dropped versions too.")]
+
+
+def status(call: Invocation, show_all: All = False) -> None:
+    """Show how far each view is, offline and online.
+
+    Example: featurestore status
+    """
+    with call.store() as store:
+        runs: dict[tuple[str, int], Run] = {}
+        for run in store.runs(_RUNS):
+            runs.setdefault((run.view, run.version), run)
+        chosen = [version for version in store.applied().versions if show_all or version.state in _LIVING]
+        chosen.sort(key=lambda version: (version.view.name, version.number))
+        record = _repo_record(store)
+        record["views"] = [_record(store, version, runs.get((version.view.name, version.number))) for version in chosen]
+    call.answer(record, _parts(call, record))
+
+
+# What is there
+
+
+def _repo_record(store: FeatureStore) -> dict[str, Any]:
+    from featurestore.online import embedded
+    from featurestore.settings import redacted
+
+    settings = store.settings
+    is_running = embedded.is_running(settings.state / "online") if settings.online.url == "embedded" else None
+    return {
+        "project": settings.project,
+        "repo": str(settings.root),
+        "now": instant_text(store.clock()),
+        "registry": redacted(settings.registry.url),
+        "offline": str(settings.offline_folder),
+        "online": {"url": redacted(settings.online.url), "is_running": is_running},
+    }
+
+
+def _record(store: FeatureStore, version: Version, run: Run | None) -> dict[str, Any]:
+    now, coverage = store.clock(), version.coverage
+    behind = None if coverage is None else max(now - coverage.end, 0)
+    refresh = duration_micros(version.view.refresh)
+    return {
+        "view": version.view.name,
+        "version": version.number,
+        "state": version.state,
+        "watermark": None if coverage is None else instant_text(coverage.end),
+        "behind_seconds": None if behind is None or version.view.is_static else behind // 1_000_000,
+        "is_overdue": behind is None or (bool(refresh) and behind > refresh),
+        "offline": _offline(store, version),
+        "online": _online(version),
+        "last_run": None if run is None else _run_record(run),
+    }
+
+
+def _offline(store: FeatureStore, version: Version) -> dict[str, Any]:
+    try:
+        snapshot = store.snapshot(version)
+    except FeatureStoreError as error:  # a table that is broken is what one looks for here
+        return {"rows": None, "files": None, "error": str(error)}
+    return {"rows": snapshot.rows, "files": len(snapshot.files), "error": None}
+
+
+def _online(version: Version) -> str:
+    """Say whether all that is materialized has been loaded: `loaded`, `behind`, `not loaded`, or `off` for `online=False`."""
+    if not version.view.online:
+        return "off"
+    if version.loaded is None:
+        return "not loaded"
+    return "loaded" if version.loaded.table_version == version.table_version else "behind"
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    finished = None if run.finished_at is None else instant_text(run.finished_at)
+    return {
+        "number": run.number,
+        "status": run.status,
+        "started_at": instant_text(run.started_at),
+        "finished_at": finished,
+        "error": run.error,
+    }
+
+
+# How it looks
+
+
+def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableType]:
+    running = {None: "", True: ", running", False: ", not running"}[record["online"]["is_running"]]
+    yield Text.assemble((record["project"], "bold"), f" in {record['repo']}, now {record['now']}")
+    yield Text(f"registry {record['registry']}, online store {record['online']['url']}{running}", "dim")
+    yield ""
+    if not record["views"]:
+        yield f"No view is applied. Next: {call.line('apply')}"
+        return
+    headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
+    yield grid(headers, [_row(view) for view in record["views"]])
+    yield from _troubles(record["views"])
+    if any(view["last_run"] is None for view in record["views"]):
+        yield f"\nNext: {call.line('materialize')}"
+
+
+def _row(view: Mapping[str, Any]) -> list[Any]:
+    run = view["last_run"]
+    return [
+        view["view"],
+        view["version"],
+        Text(view["state"], {"serving": "green", "candidate": "yellow"}.get(view["state"], "dim")),
+        view["watermark"] or NOTHING,
+        _behind(view),
+        NOTHING if view["offline"]["rows"] is None else view["offline"]["rows"],
+        NOTHING if view["offline"]["files"] is None else view["offline"]["files"],
+        Text(view["online"], {"loaded": "green", "off": "dim"}.get(view["online"], "yellow")),
+        NOTHING if run is None else Text(run["status"], {"completed": "green", "failed": "red"}.get(run["status"], "yellow")),
+    ]
+
+
+def _behind(view: Mapping[str, Any]) -> Text:
+    if view["behind_seconds"] is None:
+        return NOTHING
+    return Text(elapsed_text(view["behind_seconds"] * 1_000_000), "yellow" if view["is_overdue"] else "")
+
+
+def _troubles(views: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
+    for view in views:
+        run = view["last_run"]
+        for trouble in (run and run["error"], view["offline"]["error"]):
+            if trouble:
+                yield Text.assemble((f"{view['view']} v{view['version']}: ", "bold red"), trouble)

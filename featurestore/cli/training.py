@@ -1,0 +1,117 @@
+"""The command that builds a training set: get-historical."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import RenderableType
+
+from featurestore.cli.invocation import Invocation
+from featurestore.cli.progress import row_bars
+from featurestore.cli.rendering import json_form, values_grid
+from featurestore.cli.serving import Features, features_named
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurestore.offline.training import TrainingSet
+
+__all__ = ["get_historical"]
+
+
+class Incomplete(StrEnum):
+    """What happens to spine rows beyond a view's watermark."""
+
+    ERROR = "error"
+    STALE = "stale"
+    NULL = "null"
+
+
+SpineOption = Annotated[
+    str, typer.Option("--spine", metavar="FILE|SQL", help="Entity keys and timestamps: a Parquet file, or SQL that selects them.")
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write all rows to this Parquet file.")]
+TimestampColumn = Annotated[str, typer.Option(metavar="NAME", help="The spine's column of timestamps.")]
+IncompleteOption = Annotated[
+    Incomplete, typer.Option(help="Rows beyond what is materialized: refuse, answer from what is there, or leave null.")
+]
+Limit = Annotated[int, typer.Option(min=1, metavar="ROWS", help="How many rows to show without --output.")]
+
+
+def get_historical(
+    call: Invocation,
+    features: Features,
+    spine: SpineOption,
+    output: Output = None,
+    timestamp_column: TimestampColumn = "event_timestamp",
+    incomplete: IncompleteOption = Incomplete.ERROR,
+    limit: Limit = 20,
+) -> None:
+    """Build a training set: features as of each row's own time.
+
+    Example: featurestore get-historical machine_health_v1 --spine spine.parquet
+    """
+    with call.store() as store, row_bars("reading the spine") as bars:
+        training = store.get_historical_features(
+            spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value
+        )
+        bars.say("looking the features up")
+        counted = _counted(training, lambda done, total: bars.count("training set", "rows", done, total))
+        if output is None:
+            rows, is_cut = _first_rows(counted, limit)
+        else:
+            written = counted.to_parquet(output)
+    if output is None:
+        values = _json_values(training, rows)
+        record = {"rows": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], "is_cut": is_cut}
+        call.answer(record, _shown(values, limit, is_cut=is_cut))
+    else:
+        record = {"path": str(output), "rows": written, "columns": training.schema.names, "table_versions": training.table_versions}
+        call.answer(record, [f"{written:,} rows of {len(training.schema.names)} columns are in {output}"])
+
+
+def _counted(training: TrainingSet, on_rows: Callable[[int, int | None], None]) -> TrainingSet:
+    """Return the same training set, which reports the spine's rows as it reads them."""
+    total = sum(map(len, training.spine.times()))
+
+    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        done = 0
+        for batch in training.spine.read(columns):
+            yield batch
+            done += len(batch)
+            on_rows(done, total)
+
+    # It has been checked for completeness, and need not be again.
+    checked = training.incomplete if training.incomplete == "null" else "stale"
+    return replace(training, spine=replace(training.spine, read=read), incomplete=checked)
+
+
+def _first_rows(training: TrainingSet, limit: int) -> tuple[pa.Table, bool]:
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    batches = training.to_batches()
+    while sum(map(len, held)) <= limit and (batch := next(batches, None)) is not None:
+        held.append(batch)
+    table = pa.Table.from_batches(held, training.schema)
+    return table.slice(0, limit), len(table) > limit
+
+
+def _json_values(training: TrainingSet, rows: pa.Table) -> dict[str, list[Any]]:
+    types = training.selection.types()
+    forms = {name: types[name].to_json if name in types else json_form for name in rows.column_names}
+    return {name: [forms[name](value) for value in rows[name].to_pylist()] for name in rows.column_names}
+
+
+def _shown(values: dict[str, list[Any]], limit: int, *, is_cut: bool) -> Iterator[RenderableType]:
+    if not next(iter(values.values())):
+        yield "The spine has no rows."
+        return
+    yield from values_grid(values)
+    if is_cut:
+        yield f"The first {limit} rows; --limit shows more, --output FILE writes all."
