@@ -306,7 +306,7 @@ def materialized(history: History, intervals: Sequence[Interval] = (EVERYTHING,)
 
 
 @given(histories())
-@settings(max_examples=70, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_values_are_those_of_the_oracle(history: History) -> None:
     """On any history the library and the naive reading of the contract answer alike, at every time that matters."""
     with materialized(history) as snapshot:
@@ -314,7 +314,7 @@ def test_values_are_those_of_the_oracle(history: History) -> None:
 
 
 @given(histories(is_reordered=True))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_values_that_become_visible_when_written_are_those_of_the_oracle(history: History) -> None:
     """With `visible_from="created_time"`, late rows and corrections count from when they were written (T3, T4)."""
     with materialized(history) as snapshot:
@@ -322,7 +322,7 @@ def test_values_that_become_visible_when_written_are_those_of_the_oracle(history
 
 
 @given(cut_histories())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_way_a_history_is_cut_into_runs_changes_nothing(cut: tuple[History, list[Interval]]) -> None:
     """Intervals in any order, overlapping or repeated, leave the same table as one run over everything (T7)."""
     history, intervals = cut
@@ -357,7 +357,7 @@ HASHES: dict[str, Hash] = {
 
 
 @given(cut_histories(most_cuts=2), st.sampled_from(sorted(HASHES)), st.sampled_from([1, 2, 5, 2_000_000]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_keys_whose_hashes_collide_stay_apart(cut: tuple[History, list[Interval]], name: str, bucket_rows: int) -> None:
     """Different keys of one hash, in several files and in buckets of any size, keep their own values (T5)."""
     history, intervals = cut
@@ -370,7 +370,7 @@ def test_keys_whose_hashes_collide_stay_apart(cut: tuple[History, list[Interval]
 
 
 @given(cut_histories(most_cuts=1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_size_of_buckets_changes_nothing(cut: tuple[History, list[Interval]]) -> None:
     """Whether a table is one bucket or more of them than it has rows, the answers are identical."""
     history, intervals = cut

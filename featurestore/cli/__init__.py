@@ -74,7 +74,7 @@ def _global_options(
     repo: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", envvar="FEATURESTORE_REPO", help="The folder that holds featurestore.toml; by default the current one."
+            metavar="DIR", envvar="FEATURESTORE_REPO", help="The folder with featurestore.toml; by default the current one."
         ),
     ] = None,
     as_json: Json = False,

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from featurestore.cli.invocation import Invocation
-from featurestore.cli.rendering import NOTHING, grid
+from featurestore.cli.rendering import NOTHING, grid, time_text
 from featurestore.clock import instant_text
 from featurestore.errors import InputError, NotFoundError
 
@@ -185,7 +185,7 @@ class _Object:
         if self.kind == "feature service":
             yield "Output columns", ["name", "type"], list(self._outputs())
         if self.kind == "feature view":
-            headers = ["version", "state", "created", "covered from", "covered to"]
+            headers = ["version", "state", "created", "watermark"]
             yield "Versions", headers, [_version_row(version) for version in self.applied.versions_of(self.name)]
         yield "Used by", ["kind", "name"], [(user["kind"], user["name"]) for user in self._used_by()]
 
@@ -240,5 +240,5 @@ def _version_record(version: Version) -> dict[str, Any]:
 
 
 def _version_row(version: Version) -> list[Any]:
-    created = instant_text(version.created_at)
-    return [version.number, version.state, created, NOTHING if version.watermark is None else instant_text(version.watermark)]
+    watermark = NOTHING if version.watermark is None else time_text(version.watermark)
+    return [version.number, version.state, time_text(version.created_at), watermark]

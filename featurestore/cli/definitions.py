@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from featurestore.cli import example
-from featurestore.cli.invocation import Invocation
-from featurestore.cli.rendering import note
+from featurestore.cli.invocation import Invocation, shell_line
+from featurestore.cli.rendering import counted, note
 from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
@@ -42,9 +41,9 @@ def init(call: Invocation, folder: Folder = Path()) -> None:
         note(f"note: {folder} holds other Python files, which will be loaded as definitions too: {', '.join(others)}")
     if ".gitignore" not in files:
         note("note: .gitignore was there and is left as it is; add .featurestore/ to it")
-    lines = [shlex.join(["featurestore", *words]) for words in example.NEXT]
+    lines = [shell_line("featurestore", *words) for words in example.NEXT]
     if folder.resolve() != Path.cwd():
-        lines.insert(0, shlex.join(["cd", str(folder)]))
+        lines.insert(0, shell_line("cd", str(folder)))
     record = {"repo": str(folder.resolve()), "project": project, "files": files, "next": lines}
     call.answer(record, [f"Project {project!r} is ready: {', '.join(files)}", "", "Next:", *(f"  {line}" for line in lines)])
 
@@ -107,7 +106,7 @@ def _summary(planned: Plan) -> str:
         return "Nothing to change."
     counts = Counter(change.action for change in planned.changes)
     listed = ", ".join(f"{counts[action]} to {action}" for action in _MARKS)
-    return f"\n{listed}; {len(planned.new_versions)} new versions"
+    return f"\n{listed}; {counted(len(planned.new_versions), 'new version')}"
 
 
 def _change_lines(change: Change) -> Iterator[Text]:

@@ -18,7 +18,7 @@ from featurestore.cli.rendering import show, show_json
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
-__all__ = ["Debug", "Invocation", "Json", "exposed"]
+__all__ = ["Debug", "Invocation", "Json", "exposed", "shell_line"]
 
 _REPO_HELP = "The folder with featurestore.toml; by default the current one."
 Repo = Annotated[Path | None, typer.Option(metavar="DIR", help=_REPO_HELP)]
@@ -49,7 +49,7 @@ class Invocation:
     def line(self, *words: str) -> str:
         """Return a command line for the same repo, ready to be typed."""
         repo = [] if self.repo == Path() else ["--repo", str(self.repo)]
-        return shlex.join(["featurestore", *repo, *words])
+        return shell_line("featurestore", *repo, *words)
 
     @property
     def can_ask(self) -> bool:
@@ -59,6 +59,11 @@ class Invocation:
     def is_confirmed(self, question: str) -> bool:
         """Ask on the terminal, so that stdout stays the answer's."""
         return typer.confirm(question, err=True)
+
+
+def shell_line(*words: str) -> str:
+    """Join words into a line for the shell; what holds apostrophes, as SQL does, is put in double quotes where that is safe."""
+    return " ".join(f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word) for word in words)
 
 
 def exposed(function: Callable[..., None]) -> Callable[..., None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,9 @@ class _RowsColumn(ProgressColumn):
         """Return the text of one task."""
         if not task.total and not task.completed:
             return Text("")
-        of = "" if task.total is None else f"/{int(task.total):,}"
-        speed = task.finished_speed or task.speed
-        rate = "" if speed is None else f"  {speed:,.0f}/s"
+        of = "" if task.total is None else f" of {int(task.total):,}"
+        seconds = task.fields["seconds"]
+        rate = f"  {task.completed / seconds:,.0f}/s" if seconds else ""
         return Text(f"{int(task.completed):,}{of} rows{rate}", "cyan")
 
 
@@ -35,27 +36,32 @@ class RowBars:
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
-        self._title = progress.add_task(title, total=None)
-        self._tasks: dict[tuple[str, str], TaskID] = {}
+        self._title = progress.add_task(title, total=None, seconds=0)
+        self._tasks: dict[tuple[str, str], tuple[TaskID, float]] = {}
+        self._latest = time.monotonic()
 
     def step(self, step: Step) -> None:
         """Move the bar of a view's phase; the view's other phases are over."""
-        for (view, phase), task in self._tasks.items():
+        for (view, phase), (task, _) in self._tasks.items():
             if (view, phase) != (step.view, step.phase):
                 self._end(task)
         self.count(step.view, step.phase, step.done, step.total)
 
     def count(self, name: str, phase: str, done: int, total: int | None) -> None:
-        """Move the bar of that name and phase, which appears at its first call."""
+        """Move the bar of that name and phase, which began when the one before it last moved."""
+        now = time.monotonic()
         if (name, phase) not in self._tasks:
-            self._tasks[name, phase] = self._progress.add_task(f"  {name} {phase}", total=total)
-        self._progress.update(self._tasks[name, phase], completed=done, total=total)
+            self._tasks[name, phase] = self._progress.add_task(f"  {name} {phase}", total=total, seconds=0), self._latest
+        task, began = self._tasks[name, phase]
+        self._progress.update(task, completed=done, total=total, seconds=now - began)
+        self._latest = now
 
     def finish(self) -> None:
         """End all bars; a later run of the same view gets new ones."""
-        for task in self._tasks.values():
+        for task, _ in self._tasks.values():
             self._end(task)
         self._tasks.clear()
+        self._latest = time.monotonic()
 
     def say(self, title: str) -> None:
         """Change the line that says what is going on."""

@@ -12,13 +12,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console, RenderableType
+from rich.console import Console, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["NOTHING", "cell", "elapsed_text", "grid", "json_form", "messages", "note", "show", "show_json", "values_grid"]
+from featurestore.clock import floor, instant_text, parse_instant
+
+__all__ = [
+    "NOTHING",
+    "cell",
+    "counted",
+    "elapsed_text",
+    "fitted",
+    "grid",
+    "json_form",
+    "messages",
+    "note",
+    "show",
+    "show_json",
+    "time_text",
+    "values_grid",
+]
 
 _UNBOUNDED = 1_000_000
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000))
@@ -60,6 +75,11 @@ def note(text: str) -> None:
     messages().print(Text(text, "yellow"), soft_wrap=True)
 
 
+def counted(count: int, thing: str) -> str:
+    """Write a number of things: `1 row`, `2,000 rows`."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+
+
 def json_form(value: Any) -> Any:
     """Return the JSON form of any Python value that an Arrow column gives, as `ValueType.to_json` does for declared types."""
     if isinstance(value, list | tuple):
@@ -85,43 +105,44 @@ def cell(value: Any) -> Text:
 
 
 def grid(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
-    """Return a table; columns of numbers are aligned to the right."""
+    """Return a table. Numbers are aligned to the right; on a narrow terminal texts of several words are wrapped first."""
     held = [list(row) for row in rows]
-    piped = not _console(is_error=False).is_terminal
-    table = Table(box=None if piped else SIMPLE_HEAD, pad_edge=False, header_style="" if piped else "bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, header in enumerate(headers):
-        is_number = any(_is_number(row[place]) for row in held) and all(_is_number(row[place], or_none=True) for row in held)
-        table.add_column(Text(header), justify="right" if is_number else "left", overflow="fold")
+        values = [row[place] for row in held]
+        is_prose = any(" " in cell(value).plain for value in values)
+        justify: JustifyMethod = "right" if _are_numbers(values) else "left"
+        table.add_column(Text(header), justify=justify, overflow="fold", no_wrap=not is_prose)
     for row in held:
         table.add_row(*map(cell, row))
     return table
 
 
-def _is_number(value: Any, *, or_none: bool = False) -> bool:
-    if isinstance(value, int | float):
-        return not isinstance(value, bool)
-    return or_none and (value is None or value is NOTHING)
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Whether a column holds numbers; what stands for a missing one does not count."""
+    present = [value for value in values if not (value is None or isinstance(value, Text))]
+    return bool(present) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
 
 
-def values_grid(columns: Mapping[str, Sequence[Any]]) -> Iterator[Table]:
-    """Give columns of values as a table, or, where the terminal is too narrow for it, as tables with a line for each column."""
+def fitted(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, titles: Sequence[str]) -> Iterator[RenderableType]:
+    """Give a table, or, where the terminal is too narrow for it, the table turned: a column for each row, as many as fit."""
     console = _console(is_error=False)
-    rows = list(zip(*columns.values(), strict=True))
-    upright = grid(list(columns), rows)
+    upright = grid(headers, rows)
     if console.measure(upright, options=console.options.update_width(_UNBOUNDED)).maximum <= console.width:
         yield upright
         return
-    names = max(map(cell_len, columns)) + 2
-    for first, last in _fitting([_width(row) for row in rows], console.width - names):
-        headers = ["", *(f"row {number}" for number in range(first + 1, last + 1))]
-        yield grid(headers, [[Text(name, "bold"), *(row[place] for row in rows[first:last])] for place, name in enumerate(columns)])
+    names = max(map(cell_len, headers)) + 2
+    widths = [
+        max(map(cell_len, [title, *(cell(value).plain for value in row)])) + 2 for title, row in zip(titles, rows, strict=True)
+    ]
+    for first, last in _runs(widths, console.width - names):
+        turned = [[Text(name, "bold"), *(row[place] for row in rows[first:last])] for place, name in enumerate(headers)]
+        yield grid(["", *titles[first:last]], turned)
+        if last < len(rows):
+            yield ""
 
 
-def _width(row: Sequence[Any]) -> int:
-    return max(8, *(cell_len(cell(each).plain) + 2 for each in row))
-
-
-def _fitting(widths: Sequence[int], available: int) -> Iterator[tuple[int, int]]:
+def _runs(widths: Sequence[int], available: int) -> Iterator[tuple[int, int]]:
     """Cut columns of these widths into runs that fit, of at least one column each."""
     first = used = 0
     for place, width in enumerate(widths):
@@ -130,6 +151,17 @@ def _fitting(widths: Sequence[int], available: int) -> Iterator[tuple[int, int]]
             first, used = place, 0
         used += width
     yield first, len(widths)
+
+
+def values_grid(columns: Mapping[str, Sequence[Any]]) -> Iterator[RenderableType]:
+    """Give columns of values as a table, turned where the terminal is too narrow for it."""
+    rows = list(zip(*columns.values(), strict=True))
+    return fitted(list(columns), rows, titles=[f"row {number + 1}" for number in range(len(rows))])
+
+
+def time_text(instant: int | str | None) -> str:
+    """Write an instant for a table, to the second; JSON has all of it."""
+    return instant_text(None if instant is None else floor(parse_instant(instant), 1_000_000))
 
 
 def elapsed_text(micros: int) -> str:

@@ -12,8 +12,7 @@ from rich.text import Text
 
 from featurestore.cli.invocation import Invocation
 from featurestore.cli.progress import row_bars
-from featurestore.cli.rendering import NOTHING, grid
-from featurestore.clock import instant_text
+from featurestore.cli.rendering import NOTHING, counted, fitted, time_text
 from featurestore.errors import RunsFailedError
 
 if TYPE_CHECKING:
@@ -60,14 +59,15 @@ def materialize(call: Invocation, views: Views = None, start: Start = None, end:
 def _summary(call: Invocation, finished: Sequence[tuple[Report, float]]) -> Iterator[RenderableType]:
     if not finished:
         return
-    headers = ["view", "version", "from", "to", "rows", "skipped", "late", "written online", "deleted online", "seconds"]
-    yield grid(headers, [_row(report, seconds) for report, seconds in finished])
+    headers = ["view", "version", "from", "to", "rows", "skipped", "late", "written", "deleted", "seconds"]
+    rows = [_row(report, seconds) for report, seconds in finished]
+    yield from fitted(headers, rows, titles=[report.view for report, _ in finished])
     for report, _ in finished:
         yield from _remarks(call, report)
 
 
 def _row(report: Report, seconds: float) -> list[Any]:
-    interval = [instant_text(report.start), instant_text(report.end)]
+    interval = [time_text(report.start), time_text(report.end)]
     skipped = report.null_keys + report.null_times
     written = report.online_written if report.online_written or report.online_full else NOTHING
     counts = [report.rows, skipped, report.late, written, report.online_deleted]
@@ -77,12 +77,12 @@ def _row(report: Report, seconds: float) -> list[Any]:
 def _remarks(call: Invocation, report: Report) -> Iterator[Text]:
     for count, lack in ((report.null_keys, "a null join key"), (report.null_times, "no event time")):
         if count:
-            yield _remark(report, f"{count:,} source rows have {lack} and are skipped")
+            yield _remark(report, f"skipped {counted(count, 'source row')} with {lack}")
     if report.late:
         again = call.line("materialize", report.view, "--start", "2013-06-01T00:00:00Z").replace("2013-06-01T00:00:00Z", "TIME")
         yield _remark(
             report,
-            f"{report.late:,} source rows came too late: they belong before the watermark, and the table lacks them. Set lookback "
+            f"{counted(report.late, 'source row')} came too late: below the watermark, where the table lacks them. Set lookback "
             f"on the view, which heals them at every run, or go back once: {again}",
         )
     for warning in report.warnings:

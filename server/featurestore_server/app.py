@@ -1,0 +1,76 @@
+"""The application, assembled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
+
+from featurestore import FeatureStore
+from featurestore_server import health, historical, online, registry
+from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
+from featurestore_server.problems import handle_errors
+
+__all__ = ["create_app"]
+
+_LOGGER = logging.getLogger("featurestore_server")
+_PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
+def create_app(store: FeatureStore) -> FastAPI:
+    """Return the HTTP service of a store, which the caller opens and closes."""
+    app = FastAPI(
+        title=f"featurestore: {store.settings.project}",
+        summary="Feature values for training and serving, by entity key and time",
+        version="1",
+        lifespan=_lifespan,
+        responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
+    )
+    app.state.store = store
+    for group in (online, historical, registry, health):
+        app.include_router(group.router)
+    handle_errors(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open what the store opens when first used, before many threads use it; what does not answer yet may do so later."""
+    for name, answer in (await run_in_threadpool(health.checks, app.state.store)).items():
+        if answer != "ok":
+            _LOGGER.warning("not ready: %s: %s", name, answer)
+    yield
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(problem.pop("$defs", {}) | {"Problem": problem})
+        _document_problems(schema)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _document_problems(schema: dict[str, Any]) -> None:
+    """Give each operation the problems it can answer with, by status."""
+    everywhere, with_names = {"internal", "registry"}, {"not-found", "input"}
+    with_body = {"malformed", "not-acceptable", "unsupported-media-type"}
+    own = {
+        "/v1/online-features": with_body | with_names | {"online-store"},
+        "/v1/historical-features": with_body | with_names | {"spine", "incomplete", "offline-store"},
+        "/healthz": set(),
+        "/readyz": {"not-ready"},
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            for code in sorted(own.get(path, with_names) | everywhere, key=lambda each: PROBLEMS[each].status):
+                kind = PROBLEMS[code]
+                known = operation["responses"].setdefault(str(kind.status), {"description": "", "content": _PROBLEM_CONTENT})
+                known["description"] = "; ".join(filter(None, [known["description"], f"/problems/{code}: {kind.title}"]))

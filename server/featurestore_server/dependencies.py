@@ -1,0 +1,94 @@
+"""What FastAPI hands to the routes: the store, and the request as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from featurestore import FeatureStore
+from featurestore.errors import InputError
+from featurestore_server.contract import JSON
+from featurestore_server.negotiation import accepted_type, sent_type
+from featurestore_server.problems import ProblemError, invalid
+
+__all__ = ["Received", "Store", "received", "request_schema"]
+
+_M = TypeVar("_M", bound=BaseModel)
+
+
+async def _store(request: Request) -> FeatureStore:
+    store: FeatureStore = request.app.state.store
+    return store
+
+
+Store = Annotated[FeatureStore, Depends(_store)]
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request: the media type of its body, the type that the answer shall have, the query, and the body."""
+
+    media_type: str
+    answer_type: str
+    query: dict[str, list[str]]
+    body: bytes
+
+    def json(self, model: type[_M]) -> _M:
+        """Return a JSON body; a ProblemError if it is none, or not the model's."""
+        if self.query:
+            name = next(iter(self.query))
+            raise InputError(f"parameter {name!r} stands in the query; in a JSON request it is a member of the body", name=name)
+        try:
+            return model.model_validate(orjson.loads(self.body), strict=True)
+        except orjson.JSONDecodeError as reason:
+            raise ProblemError("malformed", f"the body is no JSON: {reason}") from reason
+        except ValidationError as reason:
+            raise invalid(reason, model) from reason
+
+    def options(self, model: type[_M]) -> _M:
+        """Return the parameters of a request whose body is a table, from its query."""
+        lists = {name for name, field in model.model_fields.items() if "list" in str(field.annotation)}
+        twice = [name for name, values in self.query.items() if len(values) > 1 and name not in lists]
+        if twice:
+            raise InputError(f"parameter {twice[0]!r} is given more than once", name=twice[0])
+        values: dict[str, Any] = {name: each if name in lists else each[0] for name, each in self.query.items()}
+        try:
+            return model.model_validate(values)
+        except ValidationError as reason:
+            raise invalid(reason, model) from reason
+
+
+def received(*types: str) -> Callable[[Request], Awaitable[Received]]:
+    """Return the dependency that reads a request whose body and answer may have these types."""
+
+    async def receive(request: Request) -> Received:
+        sent = sent_type(request.headers, types)
+        answer = accepted_type(", ".join(request.headers.getlist("accept")), (sent, *(type_ for type_ in types if type_ != sent)))
+        query = {name: request.query_params.getlist(name) for name in request.query_params}
+        return Received(sent, answer, query, await request.body())
+
+    return receive
+
+
+def request_schema(request: type[BaseModel], options: type[BaseModel], *tables: str) -> dict[str, Any]:
+    """Return what OpenAPI says of a request in JSON, or as a table with its parameters in the query."""
+    schema = request.model_json_schema()
+    examples = {str(number): {"value": example} for number, example in enumerate(schema.pop("examples", []), 1)}
+    contents: dict[str, Any] = {JSON: {"schema": schema, "examples": examples}}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    parameters = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {key: value for key, value in each.items() if key != "description"},
+            "description": f"{each['description']}. For Arrow and Parquet bodies; a member of the body in JSON",
+        }
+        for name, each in options.model_json_schema()["properties"].items()
+    ]
+    return {"requestBody": {"required": True, "content": contents | dict.fromkeys(tables, binary)}, "parameters": parameters}

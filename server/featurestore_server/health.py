@@ -1,0 +1,56 @@
+"""`GET /healthz` and `GET /readyz`. Readiness is asked of what is wired, so it cannot go stale."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from featurestore import FeatureStore
+from featurestore.errors import FeatureStoreError
+from featurestore_server.contract import Health, Readiness
+from featurestore_server.dependencies import Store
+from featurestore_server.problems import ProblemError
+
+__all__ = ["checks", "router"]
+
+router = APIRouter(tags=["health"])
+
+_OK = "ok"
+
+
+@router.get("/healthz", summary="The process is up")
+async def healthz() -> Health:
+    """Answer, whatever the state of the stores behind."""
+    return Health(status="ok")
+
+
+@router.get("/readyz", summary="What the service is wired to answers")
+def readyz(store: Store) -> Readiness:
+    """Answer 503 and say which check failed unless everything that requests need answers."""
+    found = checks(store)
+    failed = [name for name, answer in found.items() if answer != _OK]
+    if failed:
+        detail = "; ".join(f"{name}: {found[name]}" for name in failed)
+        raise ProblemError("not-ready", detail, name=failed[0], checks=found)
+    return Readiness(status="ready", checks=found)
+
+
+def checks(store: FeatureStore) -> dict[str, str]:
+    """Return for each thing that the store needs `ok`, or why it is not: the online store only if a view is served from it."""
+    found = {}
+    is_served_online = True
+    try:
+        is_served_online = any(version.view.online for version in store.registry.serving().versions)
+        found["registry"] = _OK
+    except FeatureStoreError as reason:
+        found["registry"] = str(reason)
+    if is_served_online:
+        found["online-store"] = _pinged(store)
+    return found
+
+
+def _pinged(store: FeatureStore) -> str:
+    try:
+        store.online.ping()
+    except FeatureStoreError as reason:
+        return str(reason)
+    return _OK

@@ -1,0 +1,165 @@
+"""Tables between bytes and Arrow: bodies that hold one, and answers that are sent as they are computed.
+
+What came over the network is validated in full, since Arrow trusts offsets and indices that a crafted stream could point anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.errors import InputError
+from featurestore_server.contract import ARROW, JSON, PARQUET
+from featurestore_server.problems import ProblemError
+from featurestore_server.values import has_json_form, to_json
+
+__all__ = ["begun", "encoded", "read_table", "reader"]
+
+_BATCH_ROWS = 122_880
+_SMALL_BATCH_ROWS = 16_384
+
+Batches = Iterable[pa.RecordBatch]
+
+
+# Reading
+
+
+def reader(body: bytes, type_: str) -> pa.RecordBatchReader:
+    """Return what an Arrow or Parquet body holds, batch by batch, once; a ProblemError if it is not what it should be."""
+    batches = {ARROW: _arrow_batches, PARQUET: _parquet_batches}[type_]
+    try:
+        for batch in batches(body):
+            batch.validate(full=True)
+        schema = _schema(body, type_)
+        _ = schema.names  # a name need not be UTF-8
+        return pa.RecordBatchReader.from_batches(schema, batches(body))
+    except (pa.ArrowException, OSError, ValueError) as reason:
+        raise ProblemError("malformed", f"the body is no {type_}: {reason}") from reason
+
+
+def read_table(body: bytes, type_: str) -> pa.Table:
+    """Return what an Arrow or Parquet body holds."""
+    return reader(body, type_).read_all()
+
+
+def _schema(body: bytes, type_: str) -> pa.Schema:
+    if type_ == ARROW:
+        with pa.ipc.open_stream(body) as stream:
+            return stream.schema.remove_metadata()
+    return pq.read_schema(pa.BufferReader(body)).remove_metadata()
+
+
+def _arrow_batches(body: bytes) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_stream(body) as stream:
+        for batch in stream:
+            yield batch.replace_schema_metadata()
+
+
+def _parquet_batches(body: bytes) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(pa.BufferReader(body)) as file:
+        for batch in file.iter_batches(_BATCH_ROWS):
+            yield batch.replace_schema_metadata()
+
+
+# Writing
+
+
+def encoded(type_: str, schema: pa.Schema, batches: Batches, spine: Sequence[str]) -> Iterator[bytes]:
+    """Return a training set as chunks of bytes in one of the three types; `spine` names the columns that are not features.
+
+    Raises:
+        InputError: a column has no form in the type.
+
+    """
+    if type_ == JSON:
+        for field in schema:
+            if not has_json_form(field.type):
+                raise InputError(f"column {field.name!r} is {field.type}, which has no JSON form; ask for {ARROW}", name=field.name)
+        return _json_chunks(schema, batches, spine)
+    return {ARROW: _arrow_chunks, PARQUET: _parquet_chunks}[type_](schema, batches)
+
+
+def begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the same chunks with the first one made, so that what fails there fails before the response begins."""
+    first = next(chunks, b"")
+    return chain([first], chunks)
+
+
+class _Sink(io.BytesIO):
+    """Keeps what a writer writes until it is taken; nothing that was taken is kept."""
+
+    def taken(self) -> bytes:
+        value = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return value
+
+
+def _arrow_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:
+    sink = _Sink()
+    with pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _parquet_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:
+    sink = _Sink()
+    try:
+        writer = pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, compression="zstd")
+    except pa.ArrowException as reason:
+        raise InputError(f"the spine has a column that Parquet cannot hold: {reason}; ask for {ARROW}") from reason
+    with writer:
+        for batch in _row_groups(batches):
+            writer.write_batch(batch)
+            yield sink.taken()
+    yield sink.taken()
+
+
+def _row_groups(batches: Batches) -> Iterator[pa.RecordBatch]:
+    """Join small batches, each of which would else become a row group."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(map(len, held)) >= _SMALL_BATCH_ROWS:
+            yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+            held = []
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+
+
+def _json_chunks(schema: pa.Schema, batches: Batches, spine: Sequence[str]) -> Iterator[bytes]:
+    """Write columns one after the other, from a file in which the batches wait: memory holds one batch of one column."""
+    with tempfile.TemporaryDirectory(prefix="featurestore-answer-") as folder:
+        path = Path(folder) / "answer.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        with pa.memory_map(str(path)) as file:
+            yield b'{"entities":{'
+            yield from _json_columns(file, [index for index, name in enumerate(schema.names) if name in spine])
+            yield b'},"features":{'
+            yield from _json_columns(file, [index for index, name in enumerate(schema.names) if name not in spine])
+            yield b"}}"
+
+
+def _json_columns(file: pa.NativeFile, indices: Sequence[int]) -> Iterator[bytes]:
+    for number, index in enumerate(indices):
+        file.seek(0)
+        options = pa.ipc.IpcReadOptions(included_fields=[index])
+        with pa.ipc.open_stream(file, options=options) as stream:
+            yield (b"," if number else b"") + orjson.dumps(stream.schema.names[0]) + b":["
+            is_first = True
+            for batch in stream:
+                if len(batch):
+                    yield (b"" if is_first else b",") + orjson.dumps(to_json(batch.column(0)))[1:-1]
+                    is_first = False
+        yield b"]"

@@ -1,0 +1,229 @@
+"""Columns between JSON and Arrow, by the rules of the contract; exact in both directions."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.clock import from_micros
+from featurestore.errors import InputError
+from featurestore.types import ValueType
+
+__all__ = ["check_lengths", "from_json", "has_json_form", "to_json", "untyped_from_json"]
+
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_PYTHON = {"Bool": bool, "Int32": int, "Int64": int, "String": str, "Bytes": str, "Date": str, "Timestamp": str}
+_MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_EXACT_DOUBLE = 2**53
+
+
+# From JSON
+
+
+def from_json(name: str, type_: ValueType, values: Sequence[Any]) -> pa.Array:
+    """Return a column of a declared type, one that keys may have; InputError names the column and the value that does not fit."""
+    parsed = []
+    for row, value in enumerate(values):
+        if value is not None and type(value) is not _PYTHON[type_.name]:
+            raise _misfit(name, type_, row, value)
+        try:
+            parsed.append(type_.from_json(value))
+        except (ValueError, OverflowError) as reason:
+            raise _misfit(name, type_, row, value) from reason
+    try:
+        return pa.array(parsed, type_.arrow)
+    except (pa.ArrowException, ValueError, OverflowError) as reason:
+        raise InputError(f"column {name!r} holds a value that is no {type_}: {reason}", name=name) from reason
+
+
+def _misfit(name: str, type_: ValueType, row: int, value: Any) -> InputError:
+    forms = {"Bytes": " (base64 in a text)", "Date": " (such as '2013-06-01')", "Timestamp": " (such as '2013-06-01T12:00:00Z')"}
+    shown = reprlib.repr(value)
+    return InputError(f"column {name!r} is {type_}{forms.get(type_.name, '')}; its value {row}, {shown}, is none", name=name)
+
+
+def untyped_from_json(name: str, values: Sequence[Any]) -> pa.Array:
+    """Return a column without a declared type, in the one that its values have; InputError if they are of several kinds."""
+    kinds = {type(value) for value in values if value is not None}
+    texts = {value for value in values if isinstance(value, str)} if str in kinds else set()
+    try:
+        if kinds == {list}:
+            return _lists_from_json(name, values)
+        if kinds == {int}:
+            return _integers(values)
+        if kinds & {int, float} and kinds <= {int, float, str} and texts <= _SPECIAL.keys():
+            return _floats(values)
+        if kinds <= {bool} or kinds <= {str}:
+            return pa.array(values)
+    except (pa.ArrowException, OverflowError, ValueError) as reason:
+        raise InputError(f"column {name!r} cannot be read: {reason}", name=name) from reason
+    found = ", ".join(sorted({list: "arrays", dict: "objects"}.get(kind, kind.__name__) for kind in kinds))
+    raise InputError(f"column {name!r} holds {found}: one of integers, numbers, texts, booleans or arrays is needed", name=name)
+
+
+def _lists_from_json(name: str, values: Sequence[Any]) -> pa.Array:
+    items = untyped_from_json(name, [item for value in values if value is not None for item in value])
+    ends = accumulate((len(value) if value is not None else 0 for value in values), initial=0)
+    mask = pa.array([value is None for value in values])
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), items, mask=mask)
+
+
+def _integers(values: Sequence[Any]) -> pa.Array:
+    is_signed = all(value is None or -(2**63) <= value < 2**63 for value in values)
+    return pa.array(values, pa.int64() if is_signed else pa.uint64())
+
+
+def _floats(values: Sequence[Any]) -> pa.Array:
+    for value in values:
+        if type(value) is int and abs(value) > _EXACT_DOUBLE and int(float(value)) != value:
+            raise ValueError(f"the integer {value} stands among other numbers, whose type, double, cannot hold it")
+    return pa.array([_SPECIAL[value] if isinstance(value, str) else value for value in values], pa.float64())
+
+
+def check_lengths(columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise InputError unless all columns have the same length."""
+    lengths = {name: len(values) for name, values in columns.items()}
+    if len(set(lengths.values())) > 1:
+        shown = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
+        name = next(each for each, length in lengths.items() if length != next(iter(lengths.values())))
+        raise InputError(f"columns differ in length: {shown}", name=name)
+
+
+# To JSON
+
+
+def has_json_form(type_: pa.DataType) -> bool:
+    """Whether `to_json` knows the type."""
+    if pa.types.is_struct(type_):
+        return all(has_json_form(field.type) for field in type_) and len({field.name for field in type_}) == type_.num_fields
+    if pa.types.is_dictionary(type_) or _is_list(type_):
+        return has_json_form(type_.value_type)
+    return _writer(type_) is not None
+
+
+def to_json(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return the JSON values of a column whose type has a JSON form."""
+    if isinstance(column, pa.ChunkedArray):
+        return [value for chunk in column.chunks for value in to_json(chunk)]
+    writer = _writer(column.type)
+    assert writer is not None, column.type
+    return writer(column)
+
+
+def _writer(type_: pa.DataType) -> Callable[[pa.Array], list[Any]] | None:
+    return next((writer for is_of, writer in _WRITERS if is_of(type_)), None)
+
+
+def _plain(column: pa.Array) -> list[Any]:
+    values: list[Any] = column.to_pylist()
+    return values
+
+
+def _shown(column: pa.Array) -> list[Any]:
+    return _plain(column.cast(pa.string()))
+
+
+def _bytes(column: pa.Array) -> list[Any]:
+    return [None if value is None else base64.b64encode(value).decode("ascii") for value in column.to_pylist()]
+
+
+def _decoded(column: pa.Array) -> list[Any]:
+    return to_json(column.cast(column.type.value_type))
+
+
+def _numbers(column: pa.Array) -> list[Any]:
+    doubles = column.cast(pa.float64())
+    values: list[Any] = doubles.to_pylist()
+    if pc.all(pc.is_finite(doubles)).as_py() in (True, None):
+        return values
+    return [value if value is None or math.isfinite(value) else _special(value) for value in values]
+
+
+def _special(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _instants(column: pa.Array) -> list[Any]:
+    integers: list[Any] = column.cast(pa.int64()).to_pylist()
+    if column.type.unit == "ns":
+        return [None if value is None else _nanosecond_text(value) for value in integers]
+    factor = _MICROS[column.type.unit]
+    return [None if value is None else _instant_text(value * factor) for value in integers]
+
+
+def _instant_text(micros: int) -> str:
+    try:
+        return from_micros(micros).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{np.datetime64(micros, 'us')}Z"
+
+
+def _nanosecond_text(nanos: int) -> str:
+    micros, rest = divmod(nanos, 1000)
+    return _instant_text(micros) if not rest else f"{np.datetime64(nanos, 'ns')}Z"
+
+
+def _dates(column: pa.Array) -> list[Any]:
+    days: list[Any] = column.cast(pa.date32()).cast(pa.int32()).to_pylist()
+    return [None if day is None else _date_text(day) for day in days]
+
+
+def _date_text(days: int) -> str:
+    try:
+        return (dt.date(1970, 1, 1) + dt.timedelta(days)).isoformat()
+    except OverflowError:
+        return str(np.datetime64(days, "D"))
+
+
+def _lists(column: pa.Array) -> list[Any]:
+    column = column.cast(pa.large_list(column.type.value_field))
+    items = to_json(column.flatten())
+    lengths = column.value_lengths().to_pylist()
+    bounds = pairwise(accumulate((length or 0 for length in lengths), initial=0))
+    return [None if length is None else items[first:last] for length, (first, last) in zip(lengths, bounds, strict=True)]
+
+
+def _structs(column: pa.Array) -> list[Any]:
+    names = [field.name for field in column.type]
+    members: Iterable[tuple[Any, ...]] = zip(*map(to_json, column.flatten()), strict=True) if names else ((),) * len(column)
+    valid = column.is_valid().to_pylist()
+    return [dict(zip(names, row, strict=True)) if is_valid else None for row, is_valid in zip(members, valid, strict=True)]
+
+
+def _is_list(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    variable = pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_binary_view(type_)
+    return bool(variable or pa.types.is_fixed_size_binary(type_))
+
+
+_WRITERS: tuple[tuple[Callable[[pa.DataType], bool], Callable[[pa.Array], list[Any]]], ...] = (
+    (pa.types.is_null, _plain),
+    (pa.types.is_boolean, _plain),
+    (pa.types.is_integer, _plain),
+    (_is_text, _plain),
+    (pa.types.is_floating, _numbers),
+    (pa.types.is_timestamp, _instants),
+    (pa.types.is_date, _dates),
+    (_is_binary, _bytes),
+    (_is_list, _lists),
+    (pa.types.is_struct, _structs),
+    (pa.types.is_dictionary, _decoded),
+    (pa.types.is_decimal, _shown),
+    (pa.types.is_time, _shown),
+)
