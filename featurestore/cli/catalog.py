@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import cleandoc
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,7 +64,7 @@ def _kind(given: str) -> str:
     for plural, kind in _KINDS.items():
         if word in (plural, _SINGULAR[plural]):
             return kind
-    raise InputError(f"no kind {given!r}; known: {', '.join(_KINDS)}", name=given)
+    raise typer.BadParameter(f"no kind {given!r}; known: {', '.join(_KINDS)}")
 
 
 def _find(applied: Applied, name: str, kind: str | None) -> _Object:
@@ -162,7 +164,8 @@ class _Object:
             yield ""
             yield grid(["setting", "value"], settings)
         if self.spec.get("sql"):
-            yield Text.assemble(("\nsql\n", "bold"), *(f"  {line.strip()}\n" for line in self.spec["sql"].strip().splitlines()))
+            yield Text("\nSQL", "bold")
+            yield indent(cleandoc(self.spec["sql"]), "  ")
         for title, headers, rows in self._tables():
             if rows:
                 yield Text(f"\n{title}", "bold")

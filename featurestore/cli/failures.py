@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from types import FrameType
 from typing import Any
 
 import orjson
@@ -29,21 +32,44 @@ _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 def guarded(run: Callable[[], object], *, as_json: bool, debug: bool) -> int:
     """Run a command and return its exit code; whatever it raises ends as one message on stderr."""
-    try:
-        code = run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _silence_stdout()
-        return _FAILED
-    except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    except Exception as error:  # noqa: BLE001 (the boundary: nobody above could do better)
-        if debug:
-            traceback.print_exception(error)
-        return _report(error, as_json=as_json)
-    if code == _INTERRUPTED:  # newer releases of typer turn Ctrl-C into a code
+    with _interrupts() as interrupts:
+        try:
+            code = run()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _silence_stdout()
+            return _FAILED
+        except SystemExit as ended:  # typer and rich end so on a closed pipe
+            return ended.code if isinstance(ended.code, int) else _FAILED
+        except (KeyboardInterrupt, typer.Abort):
+            code = _INTERRUPTED
+        except Exception as error:  # noqa: BLE001 (the boundary: nobody above could do better)
+            if debug:
+                traceback.print_exception(error)
+            code = _INTERRUPTED if interrupts else _report(error, as_json=as_json)
+    if code == _INTERRUPTED:  # newer releases of typer return it, older ones raise Abort
         messages().print("interrupted")
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collect the Ctrl-Cs, since DuckDB and Arrow turn some into errors of their own."""
+    seen: list[int] = []
+
+    def notice(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield seen
+        return
+    signal.signal(signal.SIGINT, notice)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _silence_stdout() -> None:

@@ -100,7 +100,7 @@ def cell(value: Any) -> Text:
     if value is None:
         return Text("null", "dim")
     if isinstance(value, str):
-        return Text(value if value.isprintable() else repr(value))
+        return Text(value if value and value.isprintable() else repr(value))
     return Text(json.dumps(value, ensure_ascii=False))
 
 
@@ -124,20 +124,18 @@ def _are_numbers(values: Sequence[Any]) -> bool:
     return bool(present) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in present)
 
 
-def fitted(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, titles: Sequence[str]) -> Iterator[RenderableType]:
-    """Give a table, or, where the terminal is too narrow for it, the table turned: a column for each row, as many as fit."""
+def fitted(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[RenderableType]:
+    """Give a table, or, where the terminal is too narrow for it, turn it: a column for each row, headed by its first value."""
     console = _console(is_error=False)
     upright = grid(headers, rows)
     if console.measure(upright, options=console.options.update_width(_UNBOUNDED)).maximum <= console.width:
         yield upright
         return
-    names = max(map(cell_len, headers)) + 2
-    widths = [
-        max(map(cell_len, [title, *(cell(value).plain for value in row)])) + 2 for title, row in zip(titles, rows, strict=True)
-    ]
-    for first, last in _runs(widths, console.width - names):
-        turned = [[Text(name, "bold"), *(row[place] for row in rows[first:last])] for place, name in enumerate(headers)]
-        yield grid(["", *titles[first:last]], turned)
+    names = [Text(header, "bold") for header in headers]
+    widths = [max(cell_len(cell(value).plain) for value in row) + 2 for row in rows]
+    for first, last in _runs(widths, console.width - max(map(cell_len, headers)) - 2):
+        titles, *lines = zip(names, *rows[first:last], strict=True)
+        yield grid([cell(title).plain for title in titles], lines)
         if last < len(rows):
             yield ""
 
@@ -155,8 +153,7 @@ def _runs(widths: Sequence[int], available: int) -> Iterator[tuple[int, int]]:
 
 def values_grid(columns: Mapping[str, Sequence[Any]]) -> Iterator[RenderableType]:
     """Give columns of values as a table, turned where the terminal is too narrow for it."""
-    rows = list(zip(*columns.values(), strict=True))
-    return fitted(list(columns), rows, titles=[f"row {number + 1}" for number in range(len(rows))])
+    return fitted(list(columns), list(zip(*columns.values(), strict=True)))
 
 
 def time_text(instant: int | str | None) -> str:

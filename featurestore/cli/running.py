@@ -60,8 +60,7 @@ def _summary(call: Invocation, finished: Sequence[tuple[Report, float]]) -> Iter
     if not finished:
         return
     headers = ["view", "version", "from", "to", "rows", "skipped", "late", "written", "deleted", "seconds"]
-    rows = [_row(report, seconds) for report, seconds in finished]
-    yield from fitted(headers, rows, titles=[report.view for report, _ in finished])
+    yield from fitted(headers, [_row(report, seconds) for report, seconds in finished])
     for report, _ in finished:
         yield from _remarks(call, report)
 

@@ -89,7 +89,7 @@ def _entities(options: Iterable[str], types: Mapping[str, ValueType]) -> dict[st
     for option in options:
         name, separator, text = option.partition("=")
         if not separator or not name:
-            raise InputError(f"--key {option!r} is not of the form NAME=VALUE,VALUE,…", name=option)
+            raise typer.BadParameter(f"--key {option!r} is not of the form NAME=VALUE,VALUE,…")
         values = _listed(name, text)
         # The library says of a name that it does not know which ones there are.
         type_ = types.get(name.strip())

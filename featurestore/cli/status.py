@@ -118,7 +118,7 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
         yield f"No view is applied. Next: {call.line('apply')}"
         return
     headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
-    yield from fitted(headers, list(map(_row, record["views"])), titles=[view["view"] for view in record["views"]])
+    yield from fitted(headers, list(map(_row, record["views"])))
     yield from _troubles(record["views"])
     if any(view["last_run"] is None for view in record["views"]):
         yield f"\nNext: {call.line('materialize')}"

@@ -69,10 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port < 2**16:
-        raise ValueError(text)
-    return port
+    if not text.isdecimal() or int(text) >= 2**16:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
+    return int(text)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -80,7 +79,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as reason:
-        raise OSError(f"cannot listen on {host}:{port}: {reason.strerror or reason}; choose another --port or --host") from reason
+        why = os.strerror(reason.errno) if reason.errno and reason.errno > 0 else reason.strerror
+        raise OSError(f"cannot listen on {host}:{port}: {why}; choose another --host or --port") from reason
 
 
 def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Namespace) -> None:
@@ -92,6 +92,7 @@ def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Names
         log_level="debug" if options.debug else "warning",
         access_log=options.debug,
         backlog=_BACKLOG,
+        server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     server = _Server(config, json.dumps({"url": url}) if options.json else announcement)

@@ -46,12 +46,12 @@ Values in JSON. They are exact: what goes in on one side comes out on the other,
     Bytes              base64 (RFC 4648, padded), in a text
     Date               "2013-06-01"
     Timestamp          "2013-06-01T12:00:00Z", with six digits of a second where there is a fraction; always UTC. Requests may have
-                       another offset, or none, which is UTC. Years beyond 9999 come with more digits
+                       another offset, or none, which is UTC. Years beyond 9999 have more digits
     Array(T)           an array
     Keys are read by their declared types, strictly: 1.0 is no Int64, 5 is no String, true is no number. Other columns of a spine
     have no declared type, and hold booleans; integers (of 64 bits); numbers, among which "NaN", "Infinity" and "-Infinity" may
     stand; texts; or arrays of these. Kinds are not mixed within a column. What an Arrow or Parquet spine has beyond this comes back
-    as: decimals and times of day in a text, nanoseconds with nine digits of a second, structs as objects. Other types (maps,
+    as: decimals and times of day in a text, timestamps with the digits of their unit, structs as objects. Other types (maps,
     durations, unions) have no JSON form: a 422 says so, and Arrow and Parquet answers have them.
 
 Streams. Historical answers are computed and sent in batches. What can be known before is found before the first byte and is a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,16 @@ __all__ = ["ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "near
 
 _LOGGER = logging.getLogger("featurestore_server")
 _RETRY_SECONDS = "1"
+_MESSAGES = {
+    "dict_type": "an object is needed, with an array for each column",
+    "extra_forbidden": "is not known",
+    "list_type": "an array is needed",
+    "missing": "is missing",
+    "model_attributes_type": "an object is needed",
+    "model_type": "an object is needed",
+    "string_type": "a text is needed",
+}
+"""What pydantic says, in the words of JSON."""
 
 
 class ProblemError(Exception):
@@ -54,19 +65,21 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 def invalid(reason: ValidationError | RequestValidationError, model: type[BaseModel] | None = None) -> ProblemError:
     """Return the problem that a request's faults are; `model` says which members there could have been."""
-    faults = [_fault(fault) for fault in reason.errors()]
-    name = faults[0]["name"]
-    members: dict[str, Any] = {"name": name, "errors": faults} if name else {"errors": faults}
-    unknown = [str(fault["loc"][-1]) for fault in reason.errors() if fault["type"] == "extra_forbidden"]
-    if model is not None and unknown:
-        members["nearest"] = nearest(unknown[0], model.model_fields)
+    # A member that is not known may be why another is missing: it comes first.
+    errors = sorted(reason.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    faults = [_fault(error) for error in errors]
+    members: dict[str, Any] = {"name": faults[0]["name"]} if faults[0]["name"] else {}
+    if model is not None and errors[0]["type"] == "extra_forbidden":
+        members["nearest"] = nearest(faults[0]["name"], model.model_fields)
+    members["errors"] = faults
     detail = "; ".join(": ".join(filter(None, (fault["name"], fault["message"]))) for fault in faults)
     return ProblemError("input", detail, **members)
 
 
 def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
     parts = [str(part) for part in fault["loc"] if part not in ("query", "path")]
-    return {"name": ".".join(parts) or None, "message": fault["msg"].removeprefix("Value error, ")}
+    message = _MESSAGES.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    return {"name": ".".join(parts) or None, "message": message}
 
 
 def _response(
@@ -113,7 +126,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     path, headers = request.url.path, error.headers or {}
     if error.status_code == 404:  # noqa: PLR2004 (what it says)
-        known = sorted({route.path for route in request.app.routes if hasattr(route, "path")})
+        known = request.app.openapi()["paths"]
         return ProblemError("no-route", f"no route {path!r}; see /docs", name=path, nearest=nearest(path, known)).response()
     if error.status_code == 405:  # noqa: PLR2004 (what it says)
         detail = f"{request.method} is not allowed on {path}; allowed: {headers.get('Allow', 'none')}"
@@ -146,6 +159,10 @@ class UnexpectedErrors:
             await self.app(scope, receive, watched)
         except ClientDisconnect:
             return
+        except asyncio.CancelledError:
+            # Only a server that ends cancels a request. Uvicorn cuts off a response that has begun.
+            if not has_begun:
+                await ProblemError("not-ready", "the service is ending").response()(scope, receive, send)
         except Exception:
             if has_begun:
                 raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,10 +10,10 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.clock import from_micros
 from featurestore.errors import InputError
 from featurestore.types import ValueType
 
@@ -22,7 +21,8 @@ __all__ = ["check_lengths", "from_json", "has_json_form", "to_json", "untyped_fr
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _PYTHON = {"Bool": bool, "Int32": int, "Int64": int, "String": str, "Bytes": str, "Date": str, "Timestamp": str}
-_MICROS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+_KINDS: dict[type, str] = {bool: "booleans", int: "integers", float: "numbers", str: "texts", list: "arrays", dict: "objects"}
+_NO_FRACTION = {"s": "", "ms": ".000", "us": ".000000", "ns": ".000000000"}
 _EXACT_DOUBLE = 2**53
 
 
@@ -66,7 +66,7 @@ def untyped_from_json(name: str, values: Sequence[Any]) -> pa.Array:
             return pa.array(values)
     except (pa.ArrowException, OverflowError, ValueError) as reason:
         raise InputError(f"column {name!r} cannot be read: {reason}", name=name) from reason
-    found = ", ".join(sorted({list: "arrays", dict: "objects"}.get(kind, kind.__name__) for kind in kinds))
+    found = ", ".join(sorted(_KINDS[kind] for kind in kinds))
     raise InputError(f"column {name!r} holds {found}: one of integers, numbers, texts, booleans or arrays is needed", name=name)
 
 
@@ -153,35 +153,25 @@ def _special(value: float) -> str:
 
 
 def _instants(column: pa.Array) -> list[Any]:
-    integers: list[Any] = column.cast(pa.int64()).to_pylist()
-    if column.type.unit == "ns":
-        return [None if value is None else _nanosecond_text(value) for value in integers]
-    factor = _MICROS[column.type.unit]
-    return [None if value is None else _instant_text(value * factor) for value in integers]
-
-
-def _instant_text(micros: int) -> str:
-    try:
-        return from_micros(micros).isoformat().replace("+00:00", "Z")
-    except OverflowError:
-        return f"{np.datetime64(micros, 'us')}Z"
-
-
-def _nanosecond_text(nanos: int) -> str:
-    micros, rest = divmod(nanos, 1000)
-    return _instant_text(micros) if not rest else f"{np.datetime64(nanos, 'ns')}Z"
+    unit = column.type.unit
+    texts = np.datetime_as_string(_filled(column.cast(pa.int64())).view(f"M8[{unit}]")).tolist()
+    return _with_nulls([text.removesuffix(_NO_FRACTION[unit]) + "Z" for text in texts], column)
 
 
 def _dates(column: pa.Array) -> list[Any]:
-    days: list[Any] = column.cast(pa.date32()).cast(pa.int32()).to_pylist()
-    return [None if day is None else _date_text(day) for day in days]
+    days = _filled(column.cast(pa.date32()).cast(pa.int32())).astype("M8[D]")
+    return _with_nulls(np.datetime_as_string(days).tolist(), column)
 
 
-def _date_text(days: int) -> str:
-    try:
-        return (dt.date(1970, 1, 1) + dt.timedelta(days)).isoformat()
-    except OverflowError:
-        return str(np.datetime64(days, "D"))
+def _filled(column: pa.Array) -> npt.NDArray[Any]:
+    filled: npt.NDArray[Any] = column.fill_null(0).to_numpy()
+    return filled
+
+
+def _with_nulls(values: list[Any], column: pa.Array) -> list[Any]:
+    if not column.null_count:
+        return values
+    return [value if is_valid else None for value, is_valid in zip(values, column.is_valid().to_pylist(), strict=True)]
 
 
 def _lists(column: pa.Array) -> list[Any]:
