@@ -3,7 +3,7 @@
 from featurestore import Entity
 from featurestore.types import String
 
-airport = Entity("airport", join_keys={"origin": String}, description="An airport that flights leave from")
+airport = Entity("airport", join_keys={"airport": String}, description="An airport, by its three-letter code")
 aircraft = Entity("aircraft", join_keys={"tail_number": String}, description="One aircraft, by its registration")
 carrier = Entity("carrier", join_keys={"carrier": String}, description="An airline, by its two-letter code")
 

@@ -4,8 +4,8 @@ from featurestore import FeatureService
 
 from .views import aircraft_facts, airport_weather, carrier_names, last_landing, route_departure
 
-# The same table in another role: a request column of another name stands for the view's key.
-origin_weather = airport_weather.alias("origin_weather", join_keys={"origin": "origin"})
+# The airport in the role of the flight's origin: the request's column `origin` stands for the view's key `airport`.
+origin_weather = airport_weather.alias("origin_weather", join_keys={"airport": "origin"})
 
 departure_delay_v1 = FeatureService(
     "departure_delay_v1",

@@ -8,10 +8,12 @@ from .sources import airlines, departures, landings, planes, weather
 
 # Hourly weather. `refresh` says that the view is materialized every hour, so serving sees an observation from the next full hour on,
 # plus the source's delay, and training sees exactly the same. After six hours an observation says nothing any more: `ttl`.
+# The file calls the airport `origin`; `sql` renames it, since weather belongs to an airport in any role.
 airport_weather = FeatureView(
     "airport_weather",
     entities=[airport],
     source=weather,
+    sql="SELECT origin AS airport, observed_at, temperature, wind_speed, precipitation, visibility FROM weather",
     fields=[
         Field("temperature", Float64),
         Field("wind_speed", Float64),
@@ -43,7 +45,7 @@ last_landing = FeatureView(
     description="The last landing of an aircraft",
 )
 
-# SQL over the one source of the view: projection, expressions and WHERE. It gives the keys, the source's times and the features.
+# SQL can also transform: projection, expressions and WHERE over the one source. It gives keys, the source's times and features.
 route_departure = FeatureView(
     "route_departure",
     entities=[route],
