@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
@@ -124,7 +124,7 @@ def look_up(url: str) -> None:
     }
     with step("4. Look up five flights: POST /v1/online-features") as found:
         answer = post(f"{url}/v1/online-features", {"feature_service": SERVICE, "entities": flights})["features"]
-        table = Table("feature", *flights["tail_number"], box=None, pad_edge=False)
+        table = Table(Column("feature", no_wrap=True), *flights["tail_number"], box=None, pad_edge=False)
         for name, values in answer.items():
             table.add_row(name, *("" if value is None else str(value) for value in values))
         console.print(table)

@@ -52,6 +52,8 @@ def parse_instant(value: dt.datetime | str | int) -> int:
     if isinstance(value, bool):
         raise ValueError(f"{_EXPECTED}, got {value!r}")
     if isinstance(value, int):
+        if not to_micros(dt.datetime.min) <= value <= to_micros(dt.datetime.max):
+            raise ValueError(f"{_EXPECTED}, got {value}, which is outside the years 1 to 9999")
         return value
     if isinstance(value, dt.datetime):
         return to_micros(value)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import base64
 import datetime as dt
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from featurestore.clock import from_micros, parse_instant
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_ARRAY = re.compile(r"(.+)\[\d*\]", re.DOTALL)
 
 __all__ = [
     "Array",
@@ -93,9 +96,10 @@ class ValueType:
     def accepts_sql(self, sql_type: str) -> bool:
         """Whether a source column of this DuckDB type holds only values of this type."""
         if self.item is None:
-            return sql_type in self.accepts or (sql_type.startswith("ENUM(") and "VARCHAR" in self.accepts)
-        element, bracket, _ = sql_type.rpartition("[")
-        return bool(bracket) and self.item.accepts_sql(element)
+            is_enum = sql_type.startswith("ENUM(") and sql_type.endswith(")")
+            return sql_type in self.accepts or (is_enum and "VARCHAR" in self.accepts)
+        element = _ARRAY.fullmatch(sql_type)
+        return element is not None and self.item.accepts_sql(element[1])
 
     def to_json(self, value: Any) -> Any:
         """Return the JSON form of one Python value of this type."""
@@ -109,11 +113,12 @@ class ValueType:
         """Return the Python value of a JSON form; ValueError if it is not one of this type."""
         if value is None:
             return None
+        kinds = (list,) if self.item is not None else _JSON_KINDS[self.name]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{value!r} is no {self}")
         if self.item is not None:
             return [self.item.from_json(each) for each in value]
-        if self.name in _FROM_JSON and isinstance(value, str):
-            return _FROM_JSON[self.name](value)
-        return value
+        return _FROM_JSON[self.name](value) if self.name in _FROM_JSON else value
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
@@ -126,6 +131,17 @@ _TO_JSON: dict[str, Callable[[Any], Any]] = {
     "Bytes": lambda value: base64.b64encode(value).decode("ascii"),
     "Date": dt.date.isoformat,
     "Timestamp": lambda value: value.isoformat().replace("+00:00", "Z"),
+}
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "Bool": (bool,),
+    "Int32": (int,),
+    "Int64": (int,),
+    "Float32": (int, float),
+    "Float64": (int, float),
+    "String": (str,),
+    "Bytes": (str,),
+    "Date": (str,),
+    "Timestamp": (str,),
 }
 _FROM_JSON: dict[str, Callable[[str], Any]] = {
     "Bytes": lambda value: base64.b64decode(value, validate=True),
@@ -168,6 +184,6 @@ def _parse(value: Any) -> ValueType:
     if isinstance(value, str):
         if value in _SCALARS:
             return _SCALARS[value]
-        if value.startswith("Array(") and value[6:-1] in _SCALARS:
+        if value.startswith("Array(") and value.endswith(")") and value[6:-1] in _SCALARS:
             return Array(_SCALARS[value[6:-1]])
     raise ValueError(f"unknown type {value!r}; known: {', '.join(_SCALARS)}, Array(type)")
