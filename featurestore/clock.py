@@ -11,7 +11,23 @@ import re
 import time
 from collections.abc import Callable
 
-__all__ = ["Clock", "ceil", "duration_text", "floor", "from_micros", "parse_duration", "parse_instant", "to_micros"]
+__all__ = [
+    "BEGINNING",
+    "LAST",
+    "Clock",
+    "ceil",
+    "duration_text",
+    "floor",
+    "from_micros",
+    "parse_duration",
+    "parse_instant",
+    "to_micros",
+]
+
+BEGINNING = -62_135_596_800_000_000
+"""0001-01-01: the first instant of the calendar, and the visible time of static rows."""
+LAST = 253_402_300_799_999_999
+"""The last microsecond of the year 9999."""
 
 _EXPECTED = "expected a timestamp such as 2013-06-01T12:00:00Z"
 _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
@@ -52,7 +68,7 @@ def parse_instant(value: dt.datetime | str | int) -> int:
     if isinstance(value, bool):
         raise ValueError(f"{_EXPECTED}, got {value!r}")
     if isinstance(value, int):
-        if not to_micros(dt.datetime.min) <= value <= to_micros(dt.datetime.max):
+        if not BEGINNING <= value <= LAST:
             raise ValueError(f"{_EXPECTED}, got {value}, which is outside the years 1 to 9999")
         return value
     if isinstance(value, dt.datetime):

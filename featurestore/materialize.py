@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -19,7 +20,7 @@ import pyarrow as pa
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
 from featurestore.errors import GapError, InputError, OfflineStoreError, SourceError
 from featurestore.offline.point_in_time import values_at
-from featurestore.offline.session import identifier, literal, session
+from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
 from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
@@ -244,7 +245,7 @@ class _Run:
             files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
         written = deleted = 0
         total = sum(file.rows for file in files.values())
-        for keys in self._distinct_keys(sorted(map(str, files))):
+        for keys in self._distinct_keys(sorted(files)):
             values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
             present, absent = pa.array(values.present), pa.array(~values.present)
             kept = [key.filter(present) for key in keys]
@@ -262,14 +263,13 @@ class _Run:
     def _features(self) -> list[str]:
         return [each.name for each in self.view.fields]
 
-    def _distinct_keys(self, files: list[str]) -> Iterator[list[pa.ChunkedArray]]:
+    def _distinct_keys(self, files: list[Path]) -> Iterator[list[pa.ChunkedArray]]:
         """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""
         if not files:
             return
         names = [key.name for key in self.view.join_keys]
         columns = ", ".join(map(identifier, names))
-        table = f"read_parquet([{', '.join(map(literal, files))}])"
-        query = f"SELECT {columns} FROM {table} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
+        query = f"SELECT {columns} FROM {parquet(files)} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
         with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
             for batch in connection.sql(query).to_arrow_reader(_LOAD_ROWS):
                 table = pa.Table.from_batches([batch])

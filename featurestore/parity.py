@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.point_in_time import Values, values_at
-from featurestore.offline.session import identifier, literal, session
+from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.tables import Snapshot
 from featurestore.online.rows import RowCodec
 from featurestore.online.store import OnlineRows, OnlineStore, Status
@@ -97,8 +97,8 @@ def _sample(version: Version, snapshot: Snapshot, keys: int) -> list[pa.ChunkedA
     if not snapshot.files:
         return [pa.chunked_array([], key.type.arrow) for key in version.view.join_keys]
     columns = ", ".join(map(identifier, names))
-    files = ", ".join(literal(str(file.path)) for file in snapshot.files)
-    query = f"SELECT {columns} FROM read_parquet([{files}]) GROUP BY __key_hash, {columns} ORDER BY __key_hash LIMIT {keys}"
+    table = parquet(file.path for file in snapshot.files)
+    query = f"SELECT {columns} FROM {table} GROUP BY __key_hash, {columns} ORDER BY __key_hash LIMIT {keys}"
     with session(OfflineStoreError, f"the table of view {version.view.name!r}") as connection:
         table = connection.sql(query).to_arrow_table()
     return [table[key.name].cast(key.type.arrow) for key in version.view.join_keys]

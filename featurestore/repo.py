@@ -6,6 +6,7 @@ only fails because an earlier one did is not reported.
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
 import importlib.abc
@@ -41,7 +42,7 @@ def load_repo(root: Path) -> list[Definition]:
     """
     loading = _Loading(root, f"_featurestore_repo_{next(_NUMBERS)}")
     found = loading.run()
-    faults = [*loading.faults, *_faults(found, root)]
+    faults = [*loading.faults, *_faults(found, root, loading.lost)]
     if not found and not faults:
         faults = [Fault(str(root), "", "", "no definitions: no Python file here defines a feature view")]
     if faults:
@@ -63,83 +64,99 @@ class _Loading(importlib.abc.MetaPathFinder):
     root: Path
     package: str
     faults: list[Fault] = field(default_factory=list)
-    places: dict[int, str] = field(default_factory=dict)
-    """Where objects were made, as file and line, by their id."""
+    made: dict[int, tuple[Any, str]] = field(default_factory=dict)
+    """Objects by their id, with the file and line that made them; holding them keeps an id from being given again."""
+    lost: set[str] = field(default_factory=set)
+    """Names of definitions that failed."""
+    files: dict[str, Path] = field(default_factory=dict)
+    """The file of each module."""
 
     def run(self) -> Found:
         package = ModuleType(self.package)
         package.__path__ = [str(self.root)]
         sys.modules[self.package] = package
+        self.files = dict(self._modules())
         sys.meta_path.insert(0, self)
         try:
-            modules = {file: importlib.import_module(name) for file, name in self._modules()}
+            modules = {file: importlib.import_module(name) for name, file in self.files.items()}
         finally:
             sys.meta_path.remove(self)
-        return _collect({str(file.relative_to(self.root)): module for file, module in modules.items()}, self.places)
+        return _collect({str(file.relative_to(self.root)): module for file, module in modules.items()}, self.made)
 
-    def _modules(self) -> Iterator[tuple[Path, str]]:
+    def _modules(self) -> Iterator[tuple[str, Path]]:
         for file in sorted(self.root.rglob("*.py")):
             parts = file.relative_to(self.root).with_suffix("").parts
-            if not any(part.startswith(".") or part in _SKIPPED for part in parts):
-                yield file, ".".join([self.package, *(parts[:-1] if parts[-1] == "__init__" else parts)])
+            if any(part.startswith(".") or part in _SKIPPED for part in parts):
+                continue
+            # A dot in a name would mean a package; such a file can be loaded, only not imported by another.
+            names = [part.replace(".", "_dot_") for part in (parts[:-1] if parts[-1] == "__init__" else parts)]
+            yield ".".join([self.package, *names]), file
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:  # noqa: ARG002 (the protocol's)
         if not fullname.startswith(self.package + "."):
             return None
-        place = self.root.joinpath(*fullname.split(".")[1:])
-        for file, is_package in ((place.with_suffix(".py"), False), (place / "__init__.py", True)):
-            if file.is_file():
-                loader = _StatementLoader(fullname, str(file), self)
-                return importlib.util.spec_from_file_location(
-                    fullname, file, loader=loader, submodule_search_locations=[str(place)] if is_package else None
-                )
-        return ModuleSpec(fullname, None, is_package=True) if place.is_dir() else None
+        is_package = any(name.startswith(fullname + ".") for name in self.files)
+        if fullname not in self.files:
+            return ModuleSpec(fullname, None, is_package=True) if is_package else None
+        file = self.files[fullname]
+        folders = [str(file.parent)] if is_package or file.name == "__init__.py" else None
+        loader = _StatementLoader(file, self)
+        return importlib.util.spec_from_file_location(fullname, file, loader=loader, submodule_search_locations=folders)
 
 
+@dataclass
 class _StatementLoader(importlib.abc.Loader):
     """Runs a file statement by statement, and goes on after one that fails."""
 
-    def __init__(self, name: str, path: str, loading: _Loading) -> None:
-        self.name, self.path, self.loading = name, path, loading
+    file: Path
+    loading: _Loading
 
     def exec_module(self, module: ModuleType) -> None:
-        file = str(Path(self.path).relative_to(self.loading.root))
+        file, loading = str(self.file.relative_to(self.loading.root)), self.loading
         try:
-            tree = ast.parse(Path(self.path).read_bytes(), self.path)
+            tree = ast.parse(self.file.read_bytes(), str(self.file))
         except (OSError, SyntaxError, ValueError) as reason:
-            self.loading.faults.append(Fault(file, "", "", f"cannot be read: {reason}"))
+            loading.faults.append(Fault(file, "", "", f"cannot be read: {reason}"))
+            module.__dict__["__getattr__"] = _lost_attribute
             return
-        missing: set[str] = set()
+        flags = _future_flags(tree)
         for statement in tree.body:
             names = set(_assigned(statement))
+            is_built_on_lost = any(module.__dict__.get(name) is _LOST for name in _used(statement))
             try:
-                exec(compile(ast.Module([statement], []), self.path, "exec"), module.__dict__)  # noqa: S102 (definitions are the user's own code)
-            except Exception as reason:  # noqa: BLE001 (whatever the user's code raises is a fault of theirs)
-                if not _used(statement) & missing:
-                    self.loading.faults += _statement_faults(file, statement, names, reason)
-                missing |= names
-                # Another file that imports the name gets this stand-in, which fails on use, rather than an import error of its own.
-                module.__dict__.update(dict.fromkeys(names, _MISSING))
+                code = compile(ast.Module([statement], []), str(self.file), "exec", flags, dont_inherit=True)
+                exec(code, module.__dict__)  # noqa: S102 (definitions are the user's own code)
+            except (Exception, SystemExit) as reason:  # noqa: BLE001 (whatever the user's code raises is a fault of theirs)
+                if isinstance(reason, ValidationError) or not is_built_on_lost:
+                    loading.faults += _statement_faults(file, statement, names, reason)
+                loading.lost |= {name for name in (_declared_name(statement),) if name}
+                # Another file that imports the name gets this stand-in, rather than an import error of its own.
+                module.__dict__.update(dict.fromkeys(names, _LOST))
             if not isinstance(statement, ast.Import | ast.ImportFrom):
                 for name in names & module.__dict__.keys():
-                    self.loading.places.setdefault(id(module.__dict__[name]), f"{file}:{statement.lineno}")
+                    made = module.__dict__[name]
+                    loading.made.setdefault(id(made), (made, f"{file}:{statement.lineno}"))
 
 
-class _Missing:
-    """Stands for an object whose definition failed: whatever is built on it fails quietly, since the cause is reported."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise _MissingError
-
-    def __getitem__(self, name: Any) -> Any:
-        raise _MissingError
+def _future_flags(tree: ast.Module) -> int:
+    """Return the compiler flags of a file's own `from __future__` imports; the library's must not reach into it."""
+    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    features = [getattr(__future__, alias.name, None) for node in imports for alias in node.names]
+    return sum({feature.compiler_flag for feature in features if feature is not None})
 
 
-class _MissingError(Exception):
-    """Something is built on a definition that failed."""
+def _lost_attribute(name: str) -> Any:
+    """Stand for every name of a file that could not be read."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return _LOST
 
 
-_MISSING = _Missing()
+class _Lost:
+    """Stands for an object whose definition failed: whatever fails because it is built on it is not reported."""
+
+
+_LOST = _Lost()
 
 
 def _assigned(statement: ast.stmt) -> Iterator[str]:
@@ -156,25 +173,31 @@ def _used(statement: ast.stmt) -> set[str]:
     return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
 
 
-def _statement_faults(file: str, statement: ast.stmt, names: set[str], reason: Exception) -> list[Fault]:
+def _statement_faults(file: str, statement: ast.stmt, names: set[str], reason: BaseException) -> list[Fault]:
     place, name = f"{file}:{statement.lineno}", ", ".join(sorted(names))
-    if isinstance(reason, _MissingError):
-        return []
-    if isinstance(reason, ValidationError):
-        errors = reason.errors(include_url=False)
-        if any(isinstance(part, _Missing) for error in errors for part in _values(error["input"])):
-            return []
-        name = _declared_name(statement) or name
-        faults = {}
-        for error in errors:
-            location = ".".join(str(part) for part in error["loc"] if not (isinstance(part, str) and part[:1].isupper()))
-            faults[location, error["msg"]] = Fault(place, name, location, error["msg"].removeprefix("Value error, "))
-        return list(faults.values())
-    return [Fault(place, name, "", f"{type(reason).__name__}: {reason}")]
+    if not isinstance(reason, ValidationError):
+        return [Fault(place, name, "", f"{type(reason).__name__}: {reason}")]
+    faults: dict[str, Fault] = {}
+    for error in reason.errors(include_url=False):
+        if any(isinstance(part, _Lost) for part in _values(error["input"])):
+            continue
+        location = _location(error["loc"])
+        message = error["msg"].removeprefix("Value error, ")
+        if location in faults:  # a member that is none of several kinds: one fault, not one for each kind
+            message = "this is none of what can stand here"
+        faults[location] = Fault(place, _declared_name(statement) or name, location, message)
+    return list(faults.values())
+
+
+def _location(parts: tuple[int | str, ...]) -> str:
+    """Return the field that pydantic's location names: `features.1`; the kinds that it tried for it are left out."""
+    if parts[:1] == (0,):
+        return "name"
+    return ".".join(str(part) for part in parts[: 2 if len(parts) > 1 and isinstance(parts[1], int) else 1])
 
 
 def _values(given: Any) -> Iterator[Any]:
-    if isinstance(given, _Missing):
+    if isinstance(given, _Lost):
         yield given
     elif isinstance(given, list | tuple):
         for each in given:
@@ -201,14 +224,14 @@ def _declared_name(statement: ast.stmt) -> str | None:
 # Collecting
 
 
-def _collect(modules: dict[str, ModuleType], places: dict[int, str]) -> Found:
+def _collect(modules: dict[str, ModuleType], made: dict[int, tuple[Any, str]]) -> Found:
     """Return the definitions that modules hold, and what those refer to; equal ones once."""
     found: dict[Definition, str] = {}
     for file, module in modules.items():
         for value in vars(module).values():
             for definition in _reachable(value):
-                place = places.get(id(definition), file)
-                if definition not in found or id(definition) in places:
+                _, place = made.get(id(definition), (None, file))
+                if definition not in found or id(definition) in made:
                     found[definition] = place
     return list(found.items())
 
@@ -232,12 +255,12 @@ def _reachable(value: Any) -> Iterator[Definition]:
 # Checking
 
 
-def _faults(found: Found, root: Path) -> Iterator[Fault]:
+def _faults(found: Found, root: Path, lost: set[str]) -> Iterator[Fault]:
     yield from _name_faults(found)
     yield from _source_faults(found, root)
     for definition, file in found:
         if isinstance(definition, FeatureService):
-            yield from (Fault(file, definition.name, "features", message) for message in _service_faults(definition, found))
+            yield from (Fault(file, definition.name, "features", message) for message in _service_faults(definition, found, lost))
 
 
 def _name_faults(found: Found) -> Iterator[Fault]:
@@ -260,18 +283,20 @@ def _source_faults(found: Found, root: Path) -> Iterator[Fault]:
             except SourceError as reason:
                 yield Fault(file, definition.name, "path", str(reason))
     for definition, file in found:
-        if isinstance(definition, FeatureView) and definition.source in columns:
-            for where, message in view_faults(definition, root, columns[definition.source]):
+        if isinstance(definition, FeatureView):
+            for where, message in view_faults(definition, root, columns.get(definition.source)):
                 yield Fault(file, definition.name, where, message)
 
 
-def _service_faults(service: FeatureService, found: Found) -> Iterator[str]:
+def _service_faults(service: FeatureService, found: Found, lost: set[str]) -> Iterator[str]:
     roles = {each.name: each for each, _ in found if isinstance(each, FeatureView | Alias)}
     columns: set[str] = set()
     keys: dict[str, tuple[ValueType, str]] = {}
     for member in service.features:
         name, _, feature = member.partition(":") if isinstance(member, str) else (_role(member).name, "", "")
         role = roles.get(name)
+        if role is None and name in lost:
+            continue
         if role is None:
             yield f"no feature view or alias {name!r}; {known_names(name, roles)}"
             continue

@@ -23,7 +23,7 @@ import datetime as dt
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic_core import core_schema
 
@@ -113,12 +113,12 @@ class ValueType:
         """Return the Python value of a JSON form; ValueError if it is not one of this type."""
         if value is None:
             return None
-        kinds = (list,) if self.item is not None else _JSON_KINDS[self.name]
+        kinds: tuple[type, ...] = (list,) if self.item is not None else _JSON_KINDS[self.name]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             raise ValueError(f"{value!r} is no {self}")
         if self.item is not None:
-            return [self.item.from_json(each) for each in value]
-        return _FROM_JSON[self.name](value) if self.name in _FROM_JSON else value
+            return [self.item.from_json(each) for each in cast("list[Any]", value)]
+        return _FROM_JSON[self.name](cast("str", value)) if self.name in _FROM_JSON else value
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:

@@ -54,8 +54,8 @@ def describe(call: Invocation, name: Annotated[str, typer.Argument(metavar="NAME
     Example: featurestore describe machine_health
     """
     with call.store() as store:
-        applied = store.applied()
-    found = _find(applied, name, None if kind is None else _kind(kind))
+        applied, serving = store.applied(), store.registry.serving()
+    found = _find(applied, serving, name, None if kind is None else _kind(kind))
     call.answer(found.record(), found.parts())
 
 
@@ -67,14 +67,14 @@ def _kind(given: str) -> str:
     raise typer.BadParameter(f"no kind {given!r}; known: {', '.join(_KINDS)}")
 
 
-def _find(applied: Applied, name: str, kind: str | None) -> _Object:
+def _find(applied: Applied, serving: Applied, name: str, kind: str | None) -> _Object:
     kinds = [each for each, other in applied.specs if other == name and kind in (None, each)]
     if not kinds:
         raise NotFoundError(kind or "applied object", name, [other for each, other in applied.specs if kind in (None, each)])
     if len(kinds) > 1:
         choices = ", ".join(f"--kind {_SINGULAR[plural]}" for plural, each in _KINDS.items() if each in kinds)
         raise InputError(f"{name!r} is the name of several objects; choose with {choices}", name=name)
-    return _Object(applied, kinds[0], name)
+    return _Object(applied, serving, kinds[0], name)
 
 
 # Lists
@@ -138,6 +138,7 @@ class _Object:
     """One applied object, in the midst of the others."""
 
     applied: Applied
+    serving: Applied
     kind: str
     name: str
 
@@ -145,9 +146,14 @@ class _Object:
     def spec(self) -> Mapping[str, Any]:
         return self.applied.specs[self.kind, self.name]
 
+    @property
+    def is_serving(self) -> bool:
+        """Whether the name means this already; a candidate version can keep it from that (T11)."""
+        return self.serving.specs.get((self.kind, self.name)) == self.spec
+
     def record(self) -> dict[str, Any]:
         """Return the object as JSON-ready data."""
-        record = {"kind": self.kind, "name": self.name, **self.spec, "used_by": self._used_by()}
+        record = {"kind": self.kind, "name": self.name, **self.spec, "is_serving": self.is_serving, "used_by": self._used_by()}
         if self.kind == "feature view":
             record["versions"] = [_version_record(version) for version in self.applied.versions_of(self.name)]
         if self.kind == "feature service":
@@ -159,6 +165,8 @@ class _Object:
         yield Text.assemble((self.name, "bold"), f"  {self.kind}")
         if self.spec["description"]:
             yield Text(self.spec["description"])
+        if not self.is_serving:
+            yield Text("Not serving as described here before new versions are materialized: featurestore materialize", "yellow")
         settings = [(name.replace("_", " "), value) for name, value in self._settings() if value not in (None, "", [])]
         if settings:
             yield ""

@@ -58,7 +58,7 @@ def show(parts: Iterable[RenderableType]) -> None:
     console = _console(is_error=False)
     for part in parts:
         if console.is_terminal:
-            console.print(part, soft_wrap=isinstance(part, str))
+            console.print(part, soft_wrap=not isinstance(part, Table))
         else:
             with console.capture() as captured:
                 console.print(part)

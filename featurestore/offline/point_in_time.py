@@ -187,9 +187,9 @@ def _grouped(rows: pa.Table, names: list[str]) -> tuple[pa.Table, Integers]:
     is_new_hash, is_new_key = _changes(rows, ["__key_hash"]), _changes(rows, names)
     if np.any(is_new_key & ~is_new_hash):
         # Keys collide: their rows may alternate from slab to slab, so the keys themselves have to sort them.
-        columns = ["__key_hash", *names, *(name for name in _ORDER if name in rows.column_names)]
-        order = pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in columns], null_placement="at_start")
-        rows = rows.take(order)
+        codes = [rows[name].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False) for name in names]
+        times = [_int64(rows[name]) for name in _ORDER if name in rows.column_names]
+        rows = rows.take(pa.array(np.lexsort((*reversed(times), *codes, _int64(rows["__key_hash"])))))
         is_new_hash, is_new_key = _changes(rows, ["__key_hash"]), _changes(rows, names)
     return rows, np.append(np.flatnonzero(is_new_hash | is_new_key), len(rows))
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import duckdb
 
 from featurestore.errors import FeatureStoreError
 
-__all__ = ["identifier", "literal", "session"]
+__all__ = ["identifier", "literal", "parquet", "session"]
 
 _OPENING = threading.Lock()
 
@@ -47,3 +49,9 @@ def identifier(name: str) -> str:
 def literal(text: str) -> str:
     """Quote a text for DuckDB."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def parquet(files: Iterable[str | Path]) -> str:
+    """Return files as a DuckDB table. Their names are no patterns, their folders no columns, and a column's types may differ."""
+    names = (literal(re.sub(r"([*?\[])", r"[\1]", str(file))) for file in files)
+    return f"read_parquet([{', '.join(names)}], union_by_name = true, hive_partitioning = false)"

@@ -16,18 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.clock import duration_micros
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurestore.clock import BEGINNING, LAST, duration_micros
 from featurestore.definitions import FeatureView, Field, FileSource
 from featurestore.errors import SourceError, known_names
-from featurestore.offline.session import identifier, literal, session
+from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
 
 __all__ = ["BEGINNING", "SourceColumns", "describe", "view_faults", "view_rows"]
 
-BEGINNING = -62_135_596_800_000_000
-"""The visible time of static rows: 0001-01-01, before every timestamp that can be asked for."""
-
-_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS", "TIMESTAMP WITH TIME ZONE"}
+_NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
+_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
 _GLOB = set("*?[")
 
 SourceColumns = dict[str, str]
@@ -40,8 +41,8 @@ def source_files(source: FileSource, root: Path) -> list[str]:
     if path.is_dir():
         files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
     elif _GLOB & set(source.path):
-        anchor = Path(path.anchor)
-        files = sorted(str(file) for file in anchor.glob(str(path.relative_to(anchor))) if file.is_file())
+        fixed = Path(path.anchor) if Path(source.path).is_absolute() else root  # what lies above the repo is no pattern
+        files = sorted(str(file) for file in fixed.glob(str(path.relative_to(fixed))) if file.is_file())
     else:
         files = [str(path)] if path.is_file() else []
     if not files:
@@ -50,20 +51,32 @@ def source_files(source: FileSource, root: Path) -> list[str]:
 
 
 def describe(source: FileSource, root: Path) -> SourceColumns:
-    """Return the columns of a source; SourceError if it is missing or no Parquet."""
+    """Return the columns that all files of a source have, each with the widest of its types.
+
+    Raises:
+        SourceError: there is no file, one is no Parquet, or the types of a column cannot be brought together.
+
+    """
+    files = source_files(source, root)
     with session(SourceError, f"source {source.name!r} ({source.path})") as connection:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {_read_parquet(source, root)}").fetchall()
-    return {row[0]: row[1] for row in rows}
-
-
-def view_faults(view: FeatureView, root: Path, columns: SourceColumns) -> list[tuple[str, str]]:
-    """Say what keeps a source with these columns from giving the view its rows, as (field, message) pairs."""
-    source = view.source
-    if view.sql is not None:
-        if refusals := faults_in(view.sql, source.name):
-            return [("sql", refusal) for refusal in refusals]
+        rows = connection.execute(f"DESCRIBE SELECT * FROM {parquet(files)}").fetchall()
         try:
-            columns = _describe_sql(view, root)
+            partial = set().union(*({row[0] for row in rows} - set(pq.read_schema(file).names) for file in files))
+        except (OSError, pa.ArrowException) as reason:
+            raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
+    return {row[0]: row[1] for row in rows if row[0] not in partial}
+
+
+def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) -> list[tuple[str, str]]:
+    """Say what keeps a source with these columns (none: it cannot be read) from giving the view its rows: (field, message) pairs."""
+    source = view.source
+    if view.sql is not None and (refusals := faults_in(view.sql, source.name)):
+        return [("sql", refusal) for refusal in refusals]
+    if columns is None:
+        return []
+    if view.sql is not None:
+        try:
+            columns = _describe_sql(view, root, columns)
         except SourceError as reason:
             return [("sql", str(reason))]
     where = "the SQL's result" if view.sql is not None else f"source {source.name!r}"
@@ -116,38 +129,40 @@ def view_rows(view: FeatureView, root: Path) -> ViewRows:
         raise SourceError(f"view {view.name!r} cannot be read: {listed}")
     names = [*view.join_keys, *view.fields]
     selected = [f"CAST({identifier(field.name)} AS {field.type.sql}) AS {identifier(field.name)}" for field in names]
-    rows = f"SELECT {', '.join([*selected, *_times(view.source), '__file_seq AS __seq'])} FROM {_source_query(view, root)}"
+    given = _describe_sql(view, root, columns) if view.sql is not None else columns
+    times = [_time(view.source.event_time, given, "__event_time"), _time(view.source.created_time, given, "__created_time")]
+    rows = f"SELECT {', '.join([*selected, *times, '__file_seq AS __seq'])} FROM {_source_query(view, root, columns)}"
     visible = f"SELECT *, make_timestamptz({_visible_micros(view)}) AS __visible_time FROM ({rows})"
     return ViewRows(view, f"({visible})")
 
 
-def _source_query(view: FeatureView, root: Path) -> str:
-    scan = f"SELECT *, (file_index::BIGINT << 40) | file_row_number AS __file_seq FROM {_read_parquet(view.source, root)}"
+def _source_query(view: FeatureView, root: Path, columns: SourceColumns) -> str:
+    """Return the rows that a view takes its columns from, with their `__file_seq`."""
+    is_taken = {"file_index", "file_row_number"} & {name.lower() for name in columns}
+    # A file's columns of these names hide DuckDB's own; numbering the rows as they come costs more, and gives the same order.
+    seq = "row_number() OVER ()" if is_taken else "(file_index::BIGINT << 40) | file_row_number"
+    given = ", ".join(identifier(name) for name in columns if name.lower() != "__file_seq")
+    scan = f"SELECT {given}, {seq} AS __file_seq FROM {parquet(source_files(view.source, root))}"
     if view.sql is None:
         return f"({scan})"
     return f"(WITH {identifier(view.source.name)} AS ({scan}) {with_column(view.sql, '__file_seq')})"
 
 
-def _read_parquet(source: FileSource, root: Path) -> str:
-    return f"read_parquet([{', '.join(map(literal, source_files(source, root)))}])"
-
-
-def _describe_sql(view: FeatureView, root: Path) -> SourceColumns:
+def _describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> SourceColumns:
     with session(SourceError, f"the SQL of view {view.name!r}") as connection:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {_source_query(view, root)}").fetchall()
-    return {row[0]: row[1] for row in rows}
+        rows = connection.execute(f"DESCRIBE SELECT * FROM {_source_query(view, root, columns)}").fetchall()
+    return {row[0]: row[1] for row in rows if row[0] != "__file_seq"}
 
 
-def _times(source: FileSource) -> list[str]:
-    return [_time(source.event_time, "__event_time"), _time(source.created_time, "__created_time")]
-
-
-def _time(column: str | None, name: str) -> str:
+def _time(column: str | None, columns: SourceColumns, name: str) -> str:
     if column is None:
         return f"NULL::TIMESTAMPTZ AS {name}"
-    # Through TIMESTAMP, since every time type casts to it: in a UTC session the two steps change no instant.
-    instant = f"{identifier(column)}::TIMESTAMP::TIMESTAMPTZ"
-    return f"CASE WHEN year({instant}) BETWEEN 1 AND 9999 THEN {instant} END AS {name}"
+    micros = f"epoch_us({identifier(column)}::TIMESTAMP::TIMESTAMPTZ)"
+    if columns[column] in _NANOSECONDS:
+        # Rounded down, as spines are; SQL's remainder takes the sign of the dividend, so it is moved into [0, 1000) first.
+        nanos = f"epoch_ns({identifier(column)})"
+        micros = f"({nanos} - (({nanos} % 1000) + 1000) % 1000) // 1000"
+    return f"CASE WHEN {micros} BETWEEN {BEGINNING} AND {LAST} THEN make_timestamptz({micros}) END AS {name}"
 
 
 def _visible_micros(view: FeatureView) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import duckdb
 
 from featurestore.errors import SourceError
-from featurestore.offline.session import identifier, literal
+from featurestore.offline.session import identifier, parquet
 from featurestore.offline.sources import ViewRows
 from featurestore.offline.tables import Snapshot
 
@@ -88,8 +88,8 @@ def count_late_rows(
     listed = ", ".join(map(identifier, columns))
     where = f"{_within(covered)} AND NOT ({_within(replaced)})"
     source = f"SELECT {listed}, __visible_time FROM {rows.sql} WHERE {rows.keys_present} AND {where}"
-    files = ", ".join(literal(str(file.path)) for file in snapshot.files if file.last > covered[0] and file.first <= covered[1])
-    table = f"SELECT {listed}, __visible_time FROM read_parquet([{files}]) WHERE {where}" if files else f"{source} AND false"
+    files = [file.path for file in snapshot.files if file.last > covered[0] and file.first <= covered[1]]
+    table = f"SELECT {listed}, __visible_time FROM {parquet(files)} WHERE {where}" if files else f"{source} AND false"
     checksums = [
         set(connection.execute(
             f"SELECT {_VISIBLE} // {_LATE_BUCKET}, count(*), sum(hash({listed})) FROM ({side}) GROUP BY 1"

@@ -39,7 +39,7 @@ from featurestore.clock import from_micros
 from featurestore.definitions import FeatureView
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.keys import ALGORITHM, key_hash
-from featurestore.offline.session import identifier, literal, session
+from featurestore.offline.session import identifier, literal, parquet, session
 
 __all__ = ["DataFile", "OfflineTable", "Snapshot", "table_schema"]
 
@@ -69,11 +69,6 @@ class DataFile:
     first: int
     last: int
     rows: int
-
-    @property
-    def sql(self) -> str:
-        """The file as a DuckDB table expression."""
-        return f"read_parquet({literal(str(self.path))})"
 
 
 @dataclass(frozen=True)
@@ -193,15 +188,15 @@ class OfflineTable:
     def _write_rest(self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int) -> Iterator[DataFile]:
         """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
         if file.first <= start:
-            yield from self._copy(connection, f"SELECT * FROM {file.sql} WHERE epoch_us(__visible_time) <= {start}")
+            yield from self._copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) <= {start}")
         if file.last > end:
-            yield from self._copy(connection, f"SELECT * FROM {file.sql} WHERE epoch_us(__visible_time) > {end}")
+            yield from self._copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) > {end}")
 
     def _copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
         connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} (FORMAT parquet, COMPRESSION zstd)")
         bounds = "min(epoch_us(__visible_time)), max(epoch_us(__visible_time)), count(*)"
-        first, last, rows = connection.execute(f"SELECT {bounds} FROM read_parquet({literal(str(unnamed))})").fetchall()[0]
+        first, last, rows = connection.execute(f"SELECT {bounds} FROM {parquet([unnamed])}").fetchall()[0]
         if not rows:
             unnamed.unlink()
             return []

@@ -33,6 +33,7 @@ _LISTS = {
 _MOMENTARY = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "current_user", "user"}
 # Functions of the moment or of the session that DuckDB calls CONSISTENT all the same.
 _MOMENTARY_FUNCTIONS = {"current_localtime", "current_localtimestamp", "get_current_time", "transaction_timestamp"}
+_MOMENTARY_REASON = "its result can change from call to call"
 _SESSION_FUNCTIONS = {"current_schema", "current_schemas", "current_database", "current_catalog"}
 _MODIFIERS = {"DISTINCT_MODIFIER": "DISTINCT", "ORDER_MODIFIER": "ORDER BY"}
 
@@ -102,7 +103,7 @@ def _fault(part: dict[str, Any]) -> str | None:
     if kind in _NOT_ROW_LOCAL:
         return f"{_NOT_ROW_LOCAL[kind]} is not row-local"
     if kind == "COLUMN_REF" and len(part["column_names"]) == 1 and part["column_names"][0].lower() in _MOMENTARY:
-        return f"{part['column_names'][0]} is not allowed: its result can change from call to call"
+        return f"{part['column_names'][0]} is not allowed: {_MOMENTARY_REASON}"
     if kind == "FUNCTION" and (reason := _refusal(part["function_name"].lower(), len(part["arguments"]))):
         return f"function {part['function_name'].lower()!r} is not allowed: {reason}"
     return None
@@ -110,26 +111,27 @@ def _fault(part: dict[str, Any]) -> str | None:
 
 @cache
 def _refusal(name: str, arguments: int) -> str | None:
-    known = _functions().get(name)
     if name in _MOMENTARY_FUNCTIONS or (name, arguments) == ("age", 1):
-        return "its result can change from call to call"
+        return _MOMENTARY_REASON
     if name in _SESSION_FUNCTIONS:
         return "its result depends on the session"
     if name == "unnest":
         return "it makes several rows of one"
-    if known is None:
+    overloads = _functions().get(name, {("", "", "")})
+    return next((reason for overload in overloads if (reason := _overload_refusal(name, *overload))), None)
+
+
+def _overload_refusal(name: str, kind: str, stability: str, macro: str) -> str | None:
+    if kind == "aggregate":
+        return "it aggregates rows"
+    if kind == "macro":
+        body = _parse(f"SELECT {macro}")["statements"][0]["node"]["select_list"]
+        # A macro may call a function of its own name, which is another overload and judged as such.
+        is_faulty = any(_fault(part) for part in _walk(body) if part.get("function_name") != name)
+        return "it is a macro over what is not row-local" if is_faulty else None
+    if not kind:
         return "DuckDB has no scalar function of that name"
-    for kind, stability, macro in known:
-        if kind == "aggregate":
-            return "it aggregates rows"
-        if kind == "macro":
-            body = _parse(f"SELECT {macro}")["statements"][0]["node"]["select_list"]
-            # A macro may call a function of its own name, which is another overload and judged as such.
-            if any(_fault(part) for part in _walk(body) if part.get("function_name") != name):
-                return "it is a macro over what is not row-local"
-        elif stability != "CONSISTENT":
-            return "its result can change from call to call"
-    return None
+    return None if stability == "CONSISTENT" else _MOMENTARY_REASON
 
 
 def _walk(part: Any) -> Iterator[dict[str, Any]]:

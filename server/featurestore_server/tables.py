@@ -78,12 +78,21 @@ def encoded(type_: str, schema: pa.Schema, batches: Batches, spine: Sequence[str
         InputError: a column has no form in the type.
 
     """
+    has_form = {JSON: has_json_form, ARROW: lambda _: True, PARQUET: _has_parquet_form}[type_]
+    for field in schema:
+        if not has_form(field.type):
+            raise InputError(f"column {field.name!r} is {field.type}, which {type_} cannot hold; ask for {ARROW}", name=field.name)
     if type_ == JSON:
-        for field in schema:
-            if not has_json_form(field.type):
-                raise InputError(f"column {field.name!r} is {field.type}, which has no JSON form; ask for {ARROW}", name=field.name)
         return _json_chunks(schema, batches, spine)
     return {ARROW: _arrow_chunks, PARQUET: _parquet_chunks}[type_](schema, batches)
+
+
+def _has_parquet_form(type_: pa.DataType) -> bool:
+    try:
+        pq.ParquetWriter(io.BytesIO(), pa.schema([pa.field("column", type_)])).close()
+    except pa.ArrowException:
+        return False
+    return True
 
 
 def begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -113,13 +122,12 @@ def _arrow_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:
 
 def _parquet_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:
     sink = _Sink()
-    try:
-        writer = pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, compression="zstd")
-    except pa.ArrowException as reason:
-        raise InputError(f"the spine has a column that Parquet cannot hold: {reason}; ask for {ARROW}") from reason
-    with writer:
+    with pq.ParquetWriter(pa.PythonFile(sink, "w"), schema, compression="zstd") as writer:
         for batch in _row_groups(batches):
-            writer.write_batch(batch)
+            try:
+                writer.write_batch(batch)
+            except pa.ArrowException as reason:  # a second beyond what milliseconds count, a null where the schema has none
+                raise InputError(f"the spine holds what {PARQUET} cannot: {reason}; ask for {ARROW}") from reason
             yield sink.taken()
     yield sink.taken()
 
