@@ -430,8 +430,8 @@ def canonical_json(spec: Any) -> str:
     return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def fingerprint(view: FeatureView) -> str:
-    """Return a hash of all that determines a view's values; equal fingerprints share a version (T11)."""
+def value_spec(view: FeatureView) -> dict[str, Any]:
+    """Return what determines a view's values, as JSON-ready data: its spec without descriptions and what only moves rows about."""
     spec = to_spec(view)
     for part in (spec, spec["source"], *spec["entities"]):
         for field in METADATA:
@@ -439,4 +439,9 @@ def fingerprint(view: FeatureView) -> str:
     # Names of entities carry no value, and where or how far back rows are kept online alters none.
     spec["entities"] = [entity["join_keys"] for entity in spec["entities"]]
     del spec["online"], spec["lookback"]
-    return hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:32]
+    return spec
+
+
+def fingerprint(view: FeatureView) -> str:
+    """Return a hash of all that determines a view's values; equal fingerprints share a version (T11)."""
+    return hashlib.sha256(canonical_json(value_spec(view)).encode()).hexdigest()[:32]

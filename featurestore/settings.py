@@ -21,6 +21,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnparsableError
 
 from featurestore.clock import Clock, from_micros, parse_instant, system_clock, to_micros
 from featurestore.errors import SettingsError
@@ -28,7 +29,7 @@ from featurestore.errors import SettingsError
 __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 
 FILE_NAME = "featurestore.toml"
-_SQLITE = "sqlite:///"
+_SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)([^:?].*)")
 
 
 class _Section(BaseModel):
@@ -88,8 +89,8 @@ class Settings(BaseSettings):
     @property
     def registry_url(self) -> str:
         """The registry's URL with an absolute path."""
-        url = self.registry.url
-        return _SQLITE + str(self.root / url.removeprefix(_SQLITE)) if url.startswith(_SQLITE) else url
+        file = _SQLITE_FILE.fullmatch(self.registry.url)
+        return f"{file[1]}{self.root / file[2]}" if file else self.registry.url
 
     @property
     def offline_folder(self) -> Path:
@@ -124,7 +125,12 @@ def load_settings(root: Path) -> Settings:
     if "root" in values:
         raise SettingsError(f"{file}: unknown setting 'root'")
     try:
-        return Settings(root=root.resolve(), **values)
+        # Set again, since a variable FEATURESTORE_ROOT must not move the repo.
+        return Settings(root=root, **values).model_copy(update={"root": root.resolve()})
+    except UnparsableError as reason:
+        raise SettingsError(
+            f"FEATURESTORE_* variables: {reason}; set each setting by itself, as FEATURESTORE_ONLINE__URL"
+        ) from None
     except ValidationError as reason:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in reason.errors(include_input=False)]
         raise SettingsError(f"{file} and FEATURESTORE_* variables: " + "; ".join(faults)) from None
@@ -132,4 +138,4 @@ def load_settings(root: Path) -> Settings:
 
 def redacted(url: str) -> str:
     """Return a URL without its password, fit for messages and logs."""
-    return re.sub(r"(?<=://)([^/@]*):([^/@]*)@", r"\1:***@", url)
+    return re.sub(r"(?<=://)([^/@:]*):(.*)@", r"\1:***@", url)

@@ -283,15 +283,15 @@ def histories(draw: st.DrawFn, *, is_reordered: bool | None = None) -> History:
 
 @st.composite
 def cut_histories(draw: st.DrawFn, *, most_cuts: int = 3) -> tuple[History, list[Interval]]:
-    """Draw a history and a way to materialize all of it: in one go or not, then in intervals, some of them twice."""
+    """Draw a history and a way to materialize all of it: in one go or in pieces, and then some intervals again."""
     history = draw(histories())
     edges = {edge for visible in history.visible_times for edge in (visible, visible - 1)}
     cuts = draw(st.sets(st.sampled_from(sorted(edges)), max_size=most_cuts)) if edges else set()
     bounds = [FIRST, *sorted(cuts), LAST]
-    whole = draw(st.sampled_from([[], [EVERYTHING]]))
-    once = draw(st.permutations(list(itertools.pairwise(bounds))))
-    again = draw(st.lists(st.sampled_from(list(itertools.combinations(bounds, 2))), max_size=2))
-    return history, [*whole, *once, *again]
+    pieces = st.permutations(list(itertools.pairwise(bounds)))
+    all_of_it = draw(st.one_of(st.just([EVERYTHING]), pieces))
+    again = draw(st.lists(st.sampled_from(list(itertools.combinations(bounds, 2))), max_size=3))
+    return history, [*all_of_it, *again]
 
 
 @contextmanager

@@ -247,7 +247,7 @@ def batches(draw: st.DrawFn) -> tuple[list[ValueType], pa.Table, list[int], int]
 
 
 @given(batches())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=100, report_multiple_bugs=False)
 def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list[int], int]) -> None:
     """Whatever the schema and the values, NaN payloads and extremes included: what is encoded is decoded."""
     types, rows, event_times, order = batch
@@ -287,7 +287,7 @@ def test_a_batch_is_its_rows(batch: tuple[list[ValueType], pa.Table, list[int], 
 
 
 @given(batches(), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40, report_multiple_bugs=False)
 def test_a_row_that_is_cut_or_too_long_is_refused(batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject) -> None:
     """Every truncation and every extension of a row is refused, alone and among good rows."""
     types, rows, event_times, order = batch
@@ -313,7 +313,7 @@ def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
 
 
 @given(batches(), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60, report_multiple_bugs=False)
 def test_a_damaged_row_is_read_or_refused_as_foreign(batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject) -> None:
     """A row with a changed byte is read as other values or refused as an OnlineStoreError: no other error leaves the codec."""
     types, rows, event_times, order = batch
@@ -402,9 +402,10 @@ def test_golden_bytes_of_an_online_key(key: bytes) -> None:
 
 
 def test_golden_tags() -> None:
-    """Two tags as literals: what Redis keeps under them must be found by every later release."""
+    """Some tags as literals: what Redis keeps under them must be found by every later release."""
     assert online_key(UID, b"") == b"0123abcd{AAA}"
-    assert online_key(UID, b"123456789") == b"0123abcd{TkM}123456789" or zlib.crc32(b"123456789") == 0xCBF43926
+    assert online_key(UID, b"EWR") == b"0123abcd{21y}EWR"
+    assert online_key(UID, b"123456789") == b"0123abcd{Dkm}123456789"
 
 
 def test_the_marker_is_no_row() -> None:
@@ -447,7 +448,7 @@ def composite_keys(draw: st.DrawFn) -> tuple[list[ValueType], list[tuple[Any, ..
 
 
 @given(composite_keys())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 def test_keys_never_meet(generated: tuple[list[ValueType], list[tuple[Any, ...]]]) -> None:
     """Whatever the types and the values, as many keys as entities; a key does not depend on its batch."""
     types, keys = generated

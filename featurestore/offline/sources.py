@@ -68,7 +68,7 @@ def describe(source: FileSource, root: Path) -> SourceColumns:
 
 
 def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) -> list[tuple[str, str]]:
-    """Say what keeps a source with these columns (none: it cannot be read) from giving the view its rows: (field, message) pairs."""
+    """Say what keeps a source of these columns (none: it cannot be read) from giving the view its rows: (field, message) pairs."""
     source = view.source
     if view.sql is not None and (refusals := faults_in(view.sql, source.name)):
         return [("sql", refusal) for refusal in refusals]

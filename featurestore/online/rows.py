@@ -25,7 +25,8 @@ The length of a row follows from its content; anything else is refused rather th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,12 @@ class RowCodec:
                 raise OnlineStoreError(f"a row of the online store is cut within feature {field.name!r}; load the view again")
             values = _slices(buffer, tail + begins, ends - begins)
             counts = slot[:, 4:].copy().view("<u4")[:, 0] if field.type.item is not None else None
-            columns.append(_variable_column(values, counts, nulls, field.type))
+            try:
+                columns.append(_variable_column(values, counts, nulls, field.type))
+            except (pa.ArrowException, ValueError) as reason:
+                raise OnlineStoreError(
+                    f"a row of the online store contradicts itself in feature {field.name!r}: {reason}"
+                ) from reason
         if np.any(tail + ends != starts + lengths):
             raise OnlineStoreError("a row of the online store is longer than it says; load the view again")
         return columns, np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0]
@@ -205,36 +211,35 @@ def _variable_column(
         return pc.if_else(valid, values.cast(type_.arrow), pa.scalar(None, type_.arrow))
     item = type_.item
     assert item is not None
-    if item.is_fixed_width:
-        width = np.dtype(item.numpy).itemsize
-        if np.array_equal(_lengths(values), counts * np.int64(width)):
-            raw = np.frombuffer(values.buffers()[2], np.uint8) if len(values) else np.zeros(0, np.uint8)
-            total = int(counts.sum()) * width
-            items = _fixed_column(raw[:total].reshape(-1, width), np.zeros(total // width, dtype=bool), item)
-            offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
-            return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
-    unpacked = [
-        None if is_null else _unpack_items(value.as_py(), int(count), item)
-        for value, count, is_null in zip(values, counts, nulls, strict=True)
-    ]
-    return pa.array(unpacked, type_.arrow)
+    lists = [_unpack_items(value, int(count), item) for value, count in zip(_raw(values), counts, strict=True)]
+    items = pa.concat_arrays(lists) if lists else pa.nulls(0, item.arrow)
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
 
 
-def _unpack_items(value: bytes, count: int, item: ValueType) -> list[Any]:
+def _unpack_items(value: npt.NDArray[np.uint8], count: int, item: ValueType) -> pa.Array:
     width = np.dtype(item.numpy).itemsize if item.is_fixed_width else 4
-    bitmap = (count + 7) // 8 if not item.is_fixed_width or len(value) > count * width else 0
-    heads = np.frombuffer(value, np.uint8, count * width).reshape(count, width)
-    bits = np.unpackbits(np.frombuffer(value, np.uint8, bitmap, count * width), bitorder="little")[:count]
-    nulls = bits.astype(bool) if bitmap else np.zeros(count, dtype=bool)
+    has_bitmap = len(value) > count * width or not item.is_fixed_width
+    first = count * width + ((count + 7) // 8 if has_bitmap else 0)
+    if first > len(value) or (item.is_fixed_width and first < len(value)):
+        raise ValueError(f"{len(value)} bytes for {count} items")
+    bits = value[count * width : first] if has_bitmap else np.zeros((count + 7) // 8, np.uint8)
+    nulls = np.unpackbits(bits, bitorder="little")[:count].astype(bool)
+    heads = np.ascontiguousarray(value[: count * width]).reshape(count, width)
     if item.is_fixed_width:
-        items: list[Any] = _fixed_column(heads.copy(), nulls, item).to_pylist()
-        return items
-    ends = heads.copy().view("<u4")[:, 0].tolist()
-    content = value[count * width + bitmap :]
-    return [
-        None if is_null else content[begin:end].decode() if item.name == "String" else content[begin:end]
-        for begin, end, is_null in zip([0, *ends], ends, nulls, strict=False)
-    ]
+        return _fixed_column(heads, nulls, item)
+    ends = heads.view("<u4").reshape(-1).astype(np.int64)
+    lengths = np.diff(ends, prepend=0)
+    if np.any(lengths < 0) or (ends[-1] if count else 0) != len(value) - first:
+        raise ValueError("items do not end where they should")
+    return _variable_column(_slices(value[first:], ends - lengths, lengths), None, nulls, item)
+
+
+def _raw(values: pa.Array) -> Iterator[npt.NDArray[np.uint8]]:
+    """Give the bytes of each value of a binary column that was made by `_binary`."""
+    offsets = np.frombuffer(values.buffers()[1], "<i8")[: len(values) + 1].tolist()
+    content = np.frombuffer(values.buffers()[2], np.uint8)
+    yield from (content[begin:end] for begin, end in itertools.pairwise(offsets))
 
 
 def _lengths(values: pa.Array) -> Integers:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore.definitions import KINDS, Definition, FeatureView, fingerprint, to_reference_spec, to_spec
+from featurestore.definitions import KINDS, Definition, FeatureView, fingerprint, to_reference_spec, value_spec
 from featurestore.registry.state import Applied, Version
 
 __all__ = ["Change", "FieldChange", "NewVersion", "Plan", "make_plan"]
@@ -54,6 +54,8 @@ class Plan:
     new_versions: tuple[NewVersion, ...]
     dropped_candidates: tuple[str, ...]
     warnings: tuple[str, ...]
+    views: tuple[FeatureView, ...]
+    """The views as defined, for versions whose values stay and whose other settings may have changed."""
 
     @property
     def is_empty(self) -> bool:
@@ -94,7 +96,9 @@ def make_plan(applied: Applied, definitions: Sequence[Definition]) -> Plan:
     changes = sorted(_changes(applied, wanted), key=lambda change: (_KIND_ORDER.index(change.kind), change.name))
     views = [each for each in definitions if isinstance(each, FeatureView)]
     new_versions = tuple(new for view in views if (new := _new_version(view, applied.versions_of(view.name))))
-    return Plan(applied.revision, tuple(changes), new_versions, tuple(_dropped(applied, views)), tuple(_warnings(views)))
+    return Plan(
+        applied.revision, tuple(changes), new_versions, tuple(_dropped(applied, views)), tuple(_warnings(views)), tuple(views)
+    )
 
 
 def _changes(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> Iterator[Change]:
@@ -125,7 +129,7 @@ def _new_version(view: FeatureView, versions: Sequence[Version]) -> NewVersion |
         return None
     serving = next((version for version in living if version.state == "serving"), None)
     number = max((version.number for version in versions), default=0) + 1
-    reasons = tuple(difference(to_spec(serving.view), to_spec(view))) if serving else ()
+    reasons = tuple(difference(value_spec(serving.view), value_spec(view))) if serving else ()
     return NewVersion(view, number, reasons, serving.number if serving else None, _materialization(view, serving))
 
 

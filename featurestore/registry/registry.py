@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,11 +30,11 @@ class Registry:
 
     def __init__(self, url: str, project: str, shown_url: str) -> None:
         self._shown_url = shown_url
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         try:
             self._engine = sa.create_engine(url)
-        except (SQLAlchemyError, ImportError) as reason:
+            if self._engine.dialect.name == "sqlite" and self._engine.url.database:
+                Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+        except (SQLAlchemyError, ImportError, OSError) as reason:
             raise RegistryError(f"cannot open the registry {shown_url}: {reason}") from reason
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
@@ -101,13 +102,16 @@ class Registry:
                 raise ConflictError("the registry has changed since this plan was made; plan again and apply that")
             for change in plan.changes:
                 _write_object(connection, change.kind, change.name, change.spec)
-                record = {"revision": plan.revision + 1, "applied_at": now, "applied_by": getpass.getuser()}
+                record = {"revision": plan.revision + 1, "applied_at": now, "applied_by": _user()}
                 record |= {"kind": change.kind, "name": change.name, "action": change.action}
                 record["fields"] = canonical_json([asdict(field) for field in change.fields])
                 connection.execute(changes.insert().values(record))
             overtaken = [*plan.dropped_candidates, *(new.view.name for new in plan.new_versions)]
             is_overtaken = versions.c.view.in_(overtaken) & (versions.c.state == "candidate")
             connection.execute(sa.update(versions).where(is_overtaken).values(state="dropped"))
+            for view in plan.views:
+                is_same = (versions.c.view == view.name) & (versions.c.fingerprint == fingerprint(view))
+                connection.execute(sa.update(versions).where(is_same).values(spec=canonical_json(to_spec(view))))
             for new in plan.new_versions:
                 connection.execute(versions.insert().values(_version_row(new.view, new.number, now)))
             _settle(connection)
@@ -185,6 +189,13 @@ class Registry:
             )
             for row in rows
         ]  # fmt: skip
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return str(os.getuid())
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

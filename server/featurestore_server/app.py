@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
 from featurestore import FeatureStore
-from featurestore_server import health, historical, online, registry
+from featurestore_server import contract, health, historical, online, registry
 from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
 from featurestore_server.problems import handle_errors
 
@@ -27,6 +27,7 @@ def create_app(store: FeatureStore) -> FastAPI:
     app = FastAPI(
         title=f"featurestore: {store.settings.project}",
         summary="Feature values for training and serving, by entity key and time",
+        description=f"```\n{contract.__doc__}```",
         version="1",
         lifespan=_lifespan,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
@@ -50,7 +51,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        schema = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=app.description, routes=app.routes
+        )
         problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schema.setdefault("components", {}).setdefault("schemas", {}).update(problem.pop("$defs", {}) | {"Problem": problem})
         _document_problems(schema)
@@ -60,17 +63,19 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _document_problems(schema: dict[str, Any]) -> None:
     """Give each operation the problems it can answer with, by status."""
-    everywhere, with_names = {"internal", "registry"}, {"not-found", "input"}
-    with_body = {"malformed", "not-acceptable", "unsupported-media-type"}
+    by_name = {"not-found", "input", "registry"}
+    with_body = by_name | {"malformed", "not-acceptable", "unsupported-media-type"}
     own = {
-        "/v1/online-features": with_body | with_names | {"online-store"},
-        "/v1/historical-features": with_body | with_names | {"spine", "incomplete", "offline-store"},
+        "/v1/online-features": with_body | {"online-store"},
+        "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store"},
+        "/v1/registry": {"registry"},
+        "/v1/registry/freshness": {"registry"},
         "/healthz": set(),
         "/readyz": {"not-ready"},
     }
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            for code in sorted(own.get(path, with_names) | everywhere, key=lambda each: PROBLEMS[each].status):
+            for code in sorted(own.get(path, by_name) | {"internal"}, key=lambda each: PROBLEMS[each].status):
                 kind = PROBLEMS[code]
                 known = operation["responses"].setdefault(str(kind.status), {"description": "", "content": _PROBLEM_CONTENT})
                 known["description"] = "; ".join(filter(None, [known["description"], f"/problems/{code}: {kind.title}"]))

@@ -248,7 +248,7 @@ class HistoricalAnswer(_Model):
             "examples": [
                 {
                     "entities": {"origin": ["EWR", "JFK"], "event_timestamp": ["2013-06-01T12:00:00Z", "2013-06-01T13:00:00Z"]},
-                    "features": {"airport_weather__temperature": [84.02, 84.92]},
+                    "features": {"airport_weather__temperature": [75.92, 73.04]},
                 }
             ]
         }

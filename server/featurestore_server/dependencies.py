@@ -18,6 +18,7 @@ from featurestore_server.problems import ProblemError, invalid
 
 __all__ = ["Received", "Store", "received", "request_schema"]
 
+_REPEATED = "features"  # the one parameter of several values
 _M = TypeVar("_M", bound=BaseModel)
 
 
@@ -52,11 +53,10 @@ class Received:
 
     def options(self, model: type[_M]) -> _M:
         """Return the parameters of a request whose body is a table, from its query."""
-        lists = {name for name, field in model.model_fields.items() if "list" in str(field.annotation)}
-        twice = [name for name, values in self.query.items() if len(values) > 1 and name not in lists]
+        twice = [name for name, values in self.query.items() if len(values) > 1 and name != _REPEATED]
         if twice:
             raise InputError(f"parameter {twice[0]!r} is given more than once", name=twice[0])
-        values: dict[str, Any] = {name: each if name in lists else each[0] for name, each in self.query.items()}
+        values: dict[str, Any] = {name: each if name == _REPEATED else each[0] for name, each in self.query.items()}
         try:
             return model.model_validate(values)
         except ValidationError as reason:

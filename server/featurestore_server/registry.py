@@ -52,7 +52,7 @@ def versions(store: Store, view: str | None = None) -> Versions:
 
 @router.get("/runs", summary="Materializations")
 def runs(store: Store, view: str | None = None, limit: Annotated[int, Query(ge=1, le=_MOST_RUNS)] = 50) -> Runs:
-    """List materializations, newest first."""
+    """List materializations, newest first; those of one view among the newest thousand of all."""
     _check_view(store.applied(), view)
     newest = store.runs(limit if view is None else _MOST_RUNS)
     return Runs(runs=[_run(each) for each in newest if view in (None, each.view)][:limit])

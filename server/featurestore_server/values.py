@@ -20,7 +20,6 @@ from featurestore.types import ValueType
 __all__ = ["check_lengths", "from_json", "has_json_form", "to_json", "untyped_from_json"]
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_PYTHON = {"Bool": bool, "Int32": int, "Int64": int, "String": str, "Bytes": str, "Date": str, "Timestamp": str}
 _KINDS: dict[type, str] = {bool: "booleans", int: "integers", float: "numbers", str: "texts", list: "arrays", dict: "objects"}
 _NO_FRACTION = {"s": "", "ms": ".000", "us": ".000000", "ns": ".000000000"}
 _EXACT_DOUBLE = 2**53
@@ -33,8 +32,6 @@ def from_json(name: str, type_: ValueType, values: Sequence[Any]) -> pa.Array:
     """Return a column of a declared type, one that keys may have; InputError names the column and the value that does not fit."""
     parsed = []
     for row, value in enumerate(values):
-        if value is not None and type(value) is not _PYTHON[type_.name]:
-            raise _misfit(name, type_, row, value)
         try:
             parsed.append(type_.from_json(value))
         except (ValueError, OverflowError) as reason:
