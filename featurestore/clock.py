@@ -60,23 +60,23 @@ def instant_text(instant: int | None) -> str:
     """Render an instant for people: `2013-06-01T12:00:00Z`, or `the beginning` for none."""
     if instant is None:
         return "the beginning"
+    if not BEGINNING <= instant <= LAST:
+        return "before the year 1" if instant < BEGINNING else "after the year 9999"
     return from_micros(instant).isoformat().replace("+00:00", "Z")
 
 
 def parse_instant(value: dt.datetime | str | int) -> int:
     """Read an instant from a datetime, an ISO 8601 text or microseconds; ValueError for anything else."""
-    if isinstance(value, bool):
-        raise ValueError(f"{_EXPECTED}, got {value!r}")
-    if isinstance(value, int):
-        if not BEGINNING <= value <= LAST:
-            raise ValueError(f"{_EXPECTED}, got {value}, which is outside the years 1 to 9999")
-        return value
-    if isinstance(value, dt.datetime):
-        return to_micros(value)
     try:
-        return to_micros(dt.datetime.fromisoformat(value))
-    except (TypeError, ValueError):
+        moment = dt.datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
         raise ValueError(f"{_EXPECTED}, got {value!r}") from None
+    if isinstance(moment, bool) or not isinstance(moment, int | dt.datetime):
+        raise ValueError(f"{_EXPECTED}, got {value!r}")
+    instant = moment if isinstance(moment, int) else to_micros(moment)
+    if not BEGINNING <= instant <= LAST:
+        raise ValueError(f"{_EXPECTED}, got {value!r}, which is outside the years 1 to 9999")
+    return instant
 
 
 def parse_duration(value: dt.timedelta | str) -> dt.timedelta:

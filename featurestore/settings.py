@@ -128,9 +128,7 @@ def load_settings(root: Path) -> Settings:
         # Set again, since a variable FEATURESTORE_ROOT must not move the repo.
         return Settings(root=root, **values).model_copy(update={"root": root.resolve()})
     except UnparsableError as reason:
-        raise SettingsError(
-            f"FEATURESTORE_* variables: {reason}; set each setting by itself, as FEATURESTORE_ONLINE__URL"
-        ) from None
+        raise SettingsError(f"{reason}; set each setting by a variable of its own, as FEATURESTORE_ONLINE__URL") from None
     except ValidationError as reason:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in reason.errors(include_input=False)]
         raise SettingsError(f"{file} and FEATURESTORE_* variables: " + "; ".join(faults)) from None
@@ -138,4 +136,5 @@ def load_settings(root: Path) -> Settings:
 
 def redacted(url: str) -> str:
     """Return a URL without its password, fit for messages and logs."""
-    return re.sub(r"(?<=://)([^/@:]*):(.*)@", r"\1:***@", url)
+    without_user = re.sub(r"^((?:\w[\w+.-]*://)?+)([^/@:]*):(.*)@", r"\1\2:***@", url)
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", without_user)

@@ -98,7 +98,8 @@ def create(folder: Path) -> tuple[str, list[str]]:
         ".gitignore": _IGNORED.encode(),
     }
     if taken := [name for name in files if name != ".gitignore" and (folder / name).exists()]:
-        raise InputError(f"{', '.join(taken)} exists already in {folder}; choose another folder: featurestore init DIR")
+        verb = "exist" if len(taken) > 1 else "exists"
+        raise InputError(f"{', '.join(taken)} {verb} already in {folder}; choose another folder: featurestore init DIR")
     if (folder / ".gitignore").exists():
         del files[".gitignore"]
     try:

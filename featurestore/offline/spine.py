@@ -7,7 +7,10 @@ is kept in a temporary Arrow file first.
 
 from __future__ import annotations
 
+import errno
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore.errors import SpineError, known_names
+from featurestore.errors import OfflineStoreError, SpineError, known_names
 from featurestore.offline.session import session
 from featurestore.types import ValueType
 
@@ -125,22 +128,23 @@ def _parquet(path: Path) -> tuple[pa.Schema, Batches]:
 
 
 def _spooled(reader: pa.RecordBatchReader) -> tuple[pa.Schema, Batches]:
-    folder = tempfile.TemporaryDirectory(prefix="featurestore-spine-")
-    path = Path(folder.name) / "spine.arrow"
+    folder = Path(tempfile.mkdtemp(prefix="featurestore-spine-"))
+    path = folder / "spine.arrow"
+
+    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        with pa.memory_map(str(path)) as file:
+            for batch in pa.ipc.open_stream(file):
+                yield batch.select(list(columns)) if columns else batch
+
+    weakref.finalize(read, shutil.rmtree, folder, ignore_errors=True)
     try:
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, reader.schema) as writer:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, reader.schema) as writer:
             for batch in reader:
                 writer.write_batch(batch)
     except (OSError, pa.ArrowException, duckdb.Error) as reason:
+        if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OfflineStoreError(f"cannot keep the spine in {folder}: {reason}") from reason
         raise SpineError(f"the spine cannot be read: {reason}") from reason
-
-    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        with pa.memory_map(str(Path(folder.name) / "spine.arrow")) as file:  # the folder lives as long as its reader
-            batches = pa.ipc.open_file(file)
-            for number in range(batches.num_record_batches):
-                batch = batches.get_batch(number)
-                yield batch.select(list(columns)) if columns else batch
-
     return reader.schema, read
 
 

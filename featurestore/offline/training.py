@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Incomplete", "TrainingSet"]
 
-_CHUNK_VALUES = 50_000_000
+_CHUNK_VALUES = 20_000_000
 """How many values a chunk of the spine may give: each chunk reads the tables anew, so it is as large as memory bears."""
 
 Incomplete = Literal["error", "stale", "null"]

@@ -211,9 +211,15 @@ def _variable_column(
         return pc.if_else(valid, values.cast(type_.arrow), pa.scalar(None, type_.arrow))
     item = type_.item
     assert item is not None
+    width = np.dtype(item.numpy).itemsize if item.is_fixed_width else 0
+    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
+    if width and np.array_equal(_lengths(values), counts * np.int64(width)):
+        # No item is null, as in embeddings: all items of all rows are one array.
+        content = np.frombuffer(values.buffers()[2], np.uint8)[: int(offsets[-1]) * width].reshape(-1, width)
+        items = _fixed_column(content, np.zeros(len(content), dtype=bool), item)
+        return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
     lists = [_unpack_items(value, int(count), item) for value, count in zip(_raw(values), counts, strict=True)]
     items = pa.concat_arrays(lists) if lists else pa.nulls(0, item.arrow)
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
 
 

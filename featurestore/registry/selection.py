@@ -74,6 +74,8 @@ def _selection(serving: Applied, name: str, members: Iterable[str | Mapping[str,
     chosen: dict[str, list[str]] = {}
     columns: list[str] = []
     for member in members:
+        if isinstance(member, str) and ":" not in member:
+            raise InputError(f"{member!r} is not of the form 'view:feature'", name=member)
         view = view_name(member)
         for feature in _features(member, _lookup(serving, view).features):
             column = f"{view}__{feature}"
@@ -93,10 +95,7 @@ def _selection(serving: Applied, name: str, members: Iterable[str | Mapping[str,
 def _features(member: str | Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
     view = view_name(member)
     if isinstance(member, str):
-        _, separator, feature = member.partition(":")
-        if not separator:
-            raise InputError(f"{member!r} is not of the form 'view:feature'", name=member)
-        names: Sequence[str] = [feature]
+        names: Sequence[str] = [member.partition(":")[2]]
     else:
         names = member["features"] or known
     for name in names:
