@@ -437,7 +437,7 @@ def value_spec(view: FeatureView) -> dict[str, Any]:
         for field in METADATA:
             del part[field]
     # Names of entities carry no value, and where or how far back rows are kept online alters none.
-    spec["entities"] = [entity["join_keys"] for entity in spec["entities"]]
+    spec["entities"] = [key for entity in spec["entities"] for key in entity["join_keys"]]
     del spec["online"], spec["lookback"]
     return spec
 

@@ -9,7 +9,7 @@ load: the same function that training evaluates at past times.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +68,12 @@ class Report:
     online_written: int = 0
     online_deleted: int = 0
     online_full: bool = False
-    warnings: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
         return asdict(self) | {
             "start": None if self.start is None else instant_text(self.start),
             "end": instant_text(self.end),
-            "warnings": list(self.warnings),
         }
 
 
@@ -152,8 +150,6 @@ class _Run:
 
     def _interval(self, start: int | None, end: int | None) -> tuple[int, int]:
         last = self.now if end is None else end
-        if last > self.now:
-            raise InputError(f"end {instant_text(last)} lies in the future; it is {instant_text(self.now)} now", name="end")
         first = self._covered_until - duration_micros(self.view.lookback) if start is None else start
         if start is not None and start >= last:
             raise InputError(f"start {instant_text(start)} is not before end {instant_text(last)}", name="start")

@@ -237,7 +237,10 @@ def _collect(modules: dict[str, ModuleType], made: dict[int, tuple[Any, str]]) -
 
 
 def _reachable(value: Any) -> Iterator[Definition]:
-    if isinstance(value, Projection):
+    if isinstance(value, list | tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _reachable(each)
+    elif isinstance(value, Projection):
         yield from _reachable(value.view)
     elif isinstance(value, tuple(KINDS)):
         definition = cast("Definition", value)

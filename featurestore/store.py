@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from featurestore.clock import Clock, parse_instant
+from featurestore.clock import Clock, instant_text, parse_instant
 from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
 from featurestore.materialize import Materialization, Progress, Report, offline_table
@@ -104,6 +104,10 @@ class FeatureStore:
 
         """
         interval = _instant(start, "start"), _instant(end, "end")
+        if interval[1] is not None and interval[1] > self.clock():
+            raise InputError(
+                f"end {instant_text(interval[1])} lies in the future; it is {instant_text(self.clock())} now", name="end"
+            )
         materialization = Materialization(self.settings, self.registry, self.online, self.clock)
         reports: list[Report] = []
         failures: dict[str, FeatureStoreError] = {}
@@ -128,7 +132,7 @@ class FeatureStore:
         living = [version for version in self.registry.applied().versions if version.state in ("serving", "candidate")]
         known = {version.view.name for version in living}
         if not known:
-            raise NotFoundError("applied feature view", "*" if views is None else views[0], known)
+            raise InputError("no feature view is applied yet; apply the definitions first: featurestore apply")
         for view in views or ():
             if view not in known:
                 raise NotFoundError("feature view", view, known)

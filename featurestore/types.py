@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic_core import core_schema
 
 from featurestore.clock import from_micros, parse_instant
+from featurestore.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -176,6 +177,39 @@ def Array(item: ValueType) -> ValueType:  # noqa: N802 (reads as a type in defin
     if item.item is not None:
         raise ValueError(f"an array of {item} is not supported; flatten it to Array({item.item})")
     return ValueType(f"Array({item})", f"{item.sql}[]", "", frozenset(), item)
+
+
+def as_key_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
+    """Return a column of key values in their declared type; InputError for a type whose values could change on the way."""
+    import pyarrow as pa
+
+    if not len(column):
+        return pa.chunked_array([], type_.arrow)
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not pa.types.is_null(kind) and not _is_of_kind(kind, type_):
+        raise InputError(f"key column {name!r} is {column.type}, but the key is declared {type_}; cast it", name=name)
+    try:
+        if pa.types.is_dictionary(column.type):
+            return pa.chunked_array([each.dictionary.cast(type_.arrow).take(each.indices) for each in chunks], type_.arrow)
+        return pa.chunked_array([each.cast(type_.arrow) for each in chunks], type_.arrow)
+    except pa.ArrowInvalid as reason:
+        raise InputError(f"key column {name!r} holds a value that {type_} cannot: {reason}", name=name) from reason
+
+
+def _is_of_kind(arrow: pa.DataType, type_: ValueType) -> bool:
+    from pyarrow import types
+
+    kinds: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
+        "String": (types.is_string, types.is_large_string, types.is_string_view),
+        "Bytes": (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary),
+        "Int64": (types.is_integer,),
+        "Int32": (types.is_integer,),
+        "Bool": (types.is_boolean,),
+        "Date": (types.is_date,),
+        "Timestamp": (types.is_timestamp,),
+    }
+    return any(is_it(arrow) for is_it in kinds[type_.name])
 
 
 def _parse(value: Any) -> ValueType:

@@ -290,6 +290,7 @@ def test_init_says_what_it_wrote(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert (record["repo"], record["project"], record["files"]) == (str(tmp_path / "a" / "b"), "b", files)
     assert record["next"][:2] == [f"cd {tmp_path}/a/b", "featurestore plan"]
     assert [name for name in files if not (tmp_path / "a" / "b" / name).is_file()] == []
+    assert run("init", repo=tmp_path / "c").out.partition("Next:\n")[2].startswith(f"  cd {tmp_path}/c\n  featurestore plan\n")
     assert run("init").out.partition("Next:\n")[2].startswith("  featurestore plan\n")
 
 
@@ -343,14 +344,16 @@ def test_init_leaves_nothing_half_done(run: Run, tmp_path: Path) -> None:
 def test_init_respects_what_is_there(run: Run, tmp_path: Path) -> None:
     """An existing .gitignore stays as it is, and other Python files, which would be loaded, are named."""
     (tmp_path / ".gitignore").write_text("*.tmp\n")
-    (tmp_path / "setup.py").touch()
+    (tmp_path / ".venv").mkdir()
+    for name in ("setup.py", "tools.py", "a.py", "b.py", "c.py", ".venv/d.py"):
+        (tmp_path / name).touch()
 
     result = run("init", tmp_path)
 
     assert result.code == 0
     assert (tmp_path / ".gitignore").read_text() == "*.tmp\n"
-    assert "add .featurestore/ to it" in result.err
-    assert "loaded as definitions too: setup.py" in result.err
+    assert "note: .gitignore was there and is left as it is; add .featurestore/ to it\n" in result.out
+    assert "will be loaded as definitions too: a.py, b.py, c.py and 2 more\n" in result.out
 
 
 # plan, apply
@@ -476,12 +479,14 @@ def test_apply_asks_before_it_removes_or_replaces(
 
 
 def test_apply_asks_only_where_it_must(on_terminal: Run, run: Run, fresh: Path, tmp_path: Path) -> None:
-    """Creations, --yes, and a command without a terminal are applied without a question."""
+    """Creations, --yes, --json, and a command without a terminal are applied without a question."""
     example.create(tmp_path / "new")
     assert on_terminal("apply", repo=tmp_path / "new").code == 0
     edit(fresh, NEW_NAME)
     assert on_terminal("apply", "--yes", repo=fresh).code == 0
     edit(fresh, ("machine_health_v2", "machine_health_v3"))
+    assert on_terminal("apply", "--json", repo=fresh).code == 0
+    edit(fresh, ("machine_health_v3", "machine_health_v4"))
     assert run("apply", repo=fresh).code == 0
 
 
@@ -909,12 +914,13 @@ def test_get_online_reads_keys_in_their_types(run: Run, typed: Path) -> None:
     [
         ("i", "1.5", "key 'i' is Int64, and '1.5' is none"),
         ("i", "9223372036854775808", "key 'i' holds a value that is no Int64"),
-        ("i", "[true]", "key 'i' is Int64, and true and false are none"),
+        ("i", "[true]", "key 'i' is Int64, and True is none"),
+        ("i", "007", "key 'i' is Int64, and '007' is none"),
         ("b", "yes", "key 'b' is Bool, and 'yes' is none"),
         ("d", "1.1.2024", "key 'd' is Date, and '1.1.2024' is none"),
         ("t", "noon", "key 't' is Timestamp, and 'noon' is none"),
         ("x", "%", "key 'x' is Bytes, and '%' is none"),
-        ("n", "[1]", "key 'n' holds a value that is no String"),
+        ("n", "[1]", "key 'n' is String, and 1 is none"),
         ("n", '["a"', "key 'n' begins with [ and is no JSON array"),
         ("n", "a,b", "key columns differ in length"),
     ],
@@ -965,7 +971,7 @@ def test_get_historical_shows_rows(ask: Run) -> None:
     header, row = result.out.splitlines()
     assert (result.code, result.err) == (0, "")
     assert header.split() == ["sensor_id", "event_timestamp", *COLUMNS]
-    assert row.split() == ["pump_1", "2024-01-02T12:00:00", "63.76", "0.238", "1"]
+    assert row.split() == ["pump_1", "2024-01-02T12:00:00", "62.25", "0.209", "1"]
 
 
 def test_get_historical_in_json(ask: Run) -> None:
@@ -1060,16 +1066,16 @@ def test_get_historical_into_no_folder(ask: Run, tmp_path: Path) -> None:
 
 
 def test_serve_becomes_the_server(plant: Path, tmp_path: Path) -> None:
-    """`serve` replaces itself by the server's module, which gets repo, host, port and --json, and no module of the repo."""
+    """`serve` replaces itself by the server's module, which gets the options, and no module of the repo."""
     package = tmp_path / "featurestore_server"
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text("import os, sys; print(os.getcwd(), *sys.argv[1:], sys.flags.safe_path)")
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
 
-    result = in_process("serve", "--port", "8123", "--json", cwd=plant, PYTHONPATH=paths)
+    result = in_process("serve", "--port", "8123", "--json", "--debug", cwd=plant, PYTHONPATH=paths)
 
-    assert result == Result(0, f"{plant} --repo . --host 127.0.0.1 --port 8123 --json True\n")
+    assert result == Result(0, f"{plant} --repo . --host 127.0.0.1 --port 8123 --json --debug True\n")
 
 
 @pytest.mark.parametrize("missing", ["featurestore_server", "fastapi", "uvicorn"])
@@ -1155,18 +1161,18 @@ def test_a_pipe_gets_plain_and_whole_lines(plant: Path) -> None:
 def test_a_narrow_terminal_turns_tables(on_terminal: Run, plant: Path) -> None:
     """What does not fit a terminal's width is shown with a line for each column."""
     shown = on_terminal("get-online", "machine_health_v1", "-k", "sensor_id=pump_1,pump_2,pump_3", repo=plant, columns=50).out
-    plain = [line.rstrip() for line in re.sub("\x1b\\[[0-9;]*m", "", shown).splitlines()]
+    plain = [" ".join(line.split()) for line in re.sub("\x1b\\[[0-9;]*m", "", shown).splitlines()]
 
     assert plain[:9] == [
-        "sensor_id                    pump_1  pump_2",
-        "machine_health__temperature  58.22   63.87",
-        "machine_health__vibration    0.215   0.347",
-        "machine_health__restarts     2       3",
+        "sensor_id pump_1 pump_2",
+        "machine_health__temperature 58.22 63.87",
+        "machine_health__vibration 0.215 0.347",
+        "machine_health__restarts 2 3",
         "",
-        "sensor_id                    pump_3",
-        "machine_health__temperature  OUTSIDE_MAX_AGE",
-        "machine_health__vibration    OUTSIDE_MAX_AGE",
-        "machine_health__restarts     OUTSIDE_MAX_AGE",
+        "sensor_id pump_3",
+        "machine_health__temperature OUTSIDE_MAX_AGE",
+        "machine_health__vibration OUTSIDE_MAX_AGE",
+        "machine_health__restarts OUTSIDE_MAX_AGE",
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from featurestore.definitions import (
     to_reference_spec,
     to_spec,
 )
-from featurestore.types import KEY_TYPES, Array, Bool, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
+from featurestore.types import KEY_TYPES, Array, Bool, Float32, Float64, Int32, Int64, String
 
 airport = Entity("airport", join_keys={"origin": String})
 flight = Entity("flight", join_keys={"carrier": String, "number": Int32})
@@ -35,7 +35,7 @@ runways = FileSource("runways", path="runways.parquet")
 
 def view(name: str = "airport_weather", **changes: Any) -> FeatureView:
     """Return a feature view over the weather, some of it changed."""
-    declared = {"entities": [airport], "source": weather, "fields": {"temperature": Float64, "gusts": Int64}}
+    declared: dict[str, Any] = {"entities": [airport], "source": weather, "fields": {"temperature": Float64, "gusts": Int64}}
     return FeatureView(name, **(declared | changes))
 
 
@@ -51,7 +51,7 @@ def test_the_name_is_positional() -> None:
     """The name of a definition comes first, the rest by keyword."""
     assert [Entity("a", join_keys={"k": Int64}).name, source().name, view("v").name] == ["a", "weather", "v"]
     with pytest.raises(ValidationError, match="Unexpected positional argument"):
-        Entity("a", {"k": Int64})  # type: ignore[call-arg, misc]
+        Entity("a", {"k": Int64})  # type: ignore[call-arg]
 
 
 DEFINITIONS = [
@@ -187,14 +187,26 @@ REFUSED: list[tuple[str, Make, str]] = [
     ("missing type", lambda: view(fields=["temperature"]), "Input should be a dictionary or an instance of Field"),
     # entities
     ("no join key", lambda: Entity("a", join_keys={}), "an entity needs at least one join key"),
-    ("float key", lambda: Entity("a", join_keys={"k": Float64}), "join key 'k' cannot be a Float64; a key is one of String, Int64, Int32, Bytes, Bool, Date, Timestamp"),
+    (
+        "float key",
+        lambda: Entity("a", join_keys={"k": Float64}),
+        "join key 'k' cannot be a Float64; a key is one of String, Int64, Int32, Bytes, Bool, Date, Timestamp",
+    ),
     ("array key", lambda: Entity("a", join_keys={"k": Array(Int64)}), "join key 'k' cannot be a Array(Int64); a key is one of"),
     ("same key twice", lambda: Entity("a", join_keys=[Field("k", Int64), Field("k", String)]), "join key 'k' is named twice"),
     ("unknown type", lambda: Entity("a", join_keys={"k": "Int65"}), "unknown type 'Int65'; known: Bool, Int32, Int64"),  # type: ignore[dict-item]
     ("Python type", lambda: Entity("a", join_keys={"k": int}), "unknown type <class 'int'>"),  # type: ignore[dict-item]
     # sources
-    ("created without event", lambda: source(event_time=None, created_time="c"), "created_time and delay need an event_time; a source without one is static"),
-    ("delay without event", lambda: source(event_time=None, delay="1h"), "created_time and delay need an event_time; a source without one is static"),
+    (
+        "created without event",
+        lambda: source(event_time=None, created_time="c"),
+        "created_time and delay need an event_time; a source without one is static",
+    ),
+    (
+        "delay without event",
+        lambda: source(event_time=None, delay="1h"),
+        "created_time and delay need an event_time; a source without one is static",
+    ),
     ("visible from nothing", lambda: source(visible_from="created_time"), 'visible_from="created_time" needs created_time'),
     ("visible from elsewhere", lambda: source(visible_from="now"), "Input should be 'event_time' or 'created_time'"),
     ("one column for two times", lambda: source(created_time="observed_at"), "event_time and created_time are the same column"),
@@ -212,25 +224,57 @@ REFUSED: list[tuple[str, Make, str]] = [
     ("entity for list", lambda: view(entities=airport), "Input should be a valid tuple"),
     ("no field", lambda: view(fields={}), "a feature view needs at least one field"),
     ("field twice", lambda: view(fields=[Field("x", Int64), Field("x", Float64)]), "field 'x' is named twice"),
-    ("key of two entities", lambda: view(entities=[airport, Entity("b", join_keys={"origin": String})]), "join key 'origin' is named twice"),
+    (
+        "key of two entities",
+        lambda: view(entities=[airport, Entity("b", join_keys={"origin": String})]),
+        "join key 'origin' is named twice",
+    ),
     ("field is a key", lambda: view(fields={"origin": String}), "field 'origin' is a join key already"),
     ("static with ttl", lambda: view(source=runways, ttl="1h"), "ttl needs an event_time, and source 'runways' is static"),
-    ("static with refresh", lambda: view(source=runways, refresh="1h"), "refresh needs an event_time, and source 'runways' is static"),
-    ("static with history", lambda: view(source=runways, history_start="2013-06-01"), "history_start needs an event_time, and source 'runways' is static"),
-    ("static with lookback", lambda: view(source=runways, lookback="1h"), "lookback needs an event_time, and source 'runways' is static"),
+    (
+        "static with refresh",
+        lambda: view(source=runways, refresh="1h"),
+        "refresh needs an event_time, and source 'runways' is static",
+    ),
+    (
+        "static with history",
+        lambda: view(source=runways, history_start="2013-06-01"),
+        "history_start needs an event_time, and source 'runways' is static",
+    ),
+    (
+        "static with lookback",
+        lambda: view(source=runways, lookback="1h"),
+        "lookback needs an event_time, and source 'runways' is static",
+    ),
     # projections and aliases
     ("unknown feature", lambda: view()["gust"], "view 'airport_weather' has no feature 'gust'; did you mean 'gusts'?"),
     ("no such feature", lambda: view()[["zzz"]], "view 'airport_weather' has no feature 'zzz'; known: 'gusts', 'temperature'"),
-    ("unknown feature of an alias", lambda: view().alias("there", join_keys={})["gust"], "view 'there' has no feature 'gust'; did you mean 'gusts'?"),
+    (
+        "unknown feature of an alias",
+        lambda: view().alias("there", join_keys={})["gust"],
+        "view 'there' has no feature 'gust'; did you mean 'gusts'?",
+    ),
     ("feature twice", lambda: view()[["gusts", "gusts"]], "feature 'gusts' is named twice"),
     ("no feature", lambda: view()[[]], "a projection names at least one feature"),
-    ("unknown key", lambda: view().alias("b", join_keys={"origins": "x"}), "view 'airport_weather' has no join key 'origins'; did you mean 'origin'?"),
-    ("one column for two keys", lambda: view(entities=[flight]).alias("b", join_keys={"number": "carrier"}), "request column 'carrier' is named twice"),
+    (
+        "unknown key",
+        lambda: view().alias("b", join_keys={"origins": "x"}),
+        "view 'airport_weather' has no join key 'origins'; did you mean 'origin'?",
+    ),
+    (
+        "one column for two keys",
+        lambda: view(entities=[flight]).alias("b", join_keys={"number": "carrier"}),
+        "request column 'carrier' is named twice",
+    ),
     # services
     ("no member", lambda: FeatureService("s", features=[]), "a feature service needs at least one feature"),
     ("text for list", lambda: FeatureService("s", features="v:x"), "Input should be a valid tuple"),
-    ("an entity as member", lambda: FeatureService("s", features=[airport]), "Input should be a dictionary or an instance of FeatureView"),  # type: ignore[list-item]
-]  # fmt: skip
+    (
+        "an entity as member",
+        lambda: FeatureService("s", features=[airport]),  # type: ignore[list-item]
+        "Input should be a dictionary or an instance of FeatureView",
+    ),
+]
 
 
 @pytest.mark.parametrize(("make", "message"), [pytest.param(make, message, id=name) for name, make, message in REFUSED])
@@ -261,12 +305,27 @@ metadata = {"description": texts, "owner": texts, "tags": st.dictionaries(texts,
 scalars = st.sampled_from([*KEY_TYPES, Float32, Float64])
 value_types = st.one_of(scalars, scalars.map(Array))
 entities = st.builds(
-    Entity, names, join_keys=st.dictionaries(names.map("k{}".format), st.sampled_from(KEY_TYPES), min_size=1, max_size=3), **metadata
+    Entity,
+    names,
+    join_keys=st.dictionaries(names.map("k{}".format), st.sampled_from(KEY_TYPES), min_size=1, max_size=3),
+    **metadata,
 )
 fields = st.dictionaries(names.map("f{}".format), value_types, min_size=1, max_size=3)
-temporal = st.builds(FileSource, names, path=texts, event_time=st.just("at"), created_time=st.sampled_from([None, "made"]), delay=durations, **metadata)
-visible_late = st.builds(FileSource, names, path=texts, event_time=st.just("at"), created_time=st.just("made"), visible_from=st.just("created_time"))
-static_views = st.builds(FeatureView, names, entities=st.tuples(entities), source=st.builds(FileSource, names, path=texts), fields=fields, **metadata)
+temporal = st.builds(
+    FileSource,
+    names,
+    path=texts,
+    event_time=st.just("at"),
+    created_time=st.sampled_from([None, "made"]),
+    delay=durations,
+    **metadata,
+)
+visible_late = st.builds(
+    FileSource, names, path=texts, event_time=st.just("at"), created_time=st.just("made"), visible_from=st.just("created_time")
+)
+static_views = st.builds(
+    FeatureView, names, entities=st.tuples(entities), source=st.builds(FileSource, names, path=texts), fields=fields, **metadata
+)
 temporal_views = st.builds(
     FeatureView,
     names,
@@ -280,15 +339,22 @@ temporal_views = st.builds(
     lookback=durations,
     online=st.booleans(),
     **metadata,
-)  # fmt: skip
+)
 views = static_views | temporal_views
-aliases = st.builds(lambda of, name, column: of.alias(name, join_keys={of.join_keys[0].name: column}), views, names, names.map("r{}".format))
+aliases = st.builds(
+    lambda of, name, column: of.alias(name, join_keys={of.join_keys[0].name: column}), views, names, names.map("r{}".format)
+)
 projections = (views | aliases).map(lambda of: of[[(of if isinstance(of, FeatureView) else of.view).fields[0].name]])
-services = st.builds(FeatureService, names, features=st.lists(st.one_of(views, aliases, projections, st.just("v:f")), min_size=1, max_size=3), **metadata)
+services = st.builds(
+    FeatureService,
+    names,
+    features=st.lists(st.one_of(views, aliases, projections, st.just("v:f")), min_size=1, max_size=3),
+    **metadata,
+)
 
 
 @given(st.one_of(entities, temporal, views, aliases, services))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_a_spec_reads_back_as_its_definition(definition: Any) -> None:
     """What the registry keeps gives the definition back: through JSON text, whatever is in it."""
     text = canonical_json(to_spec(definition))
@@ -354,7 +420,8 @@ DESCRIBING: dict[str, FeatureView] = {
     "tags": view(source=source(created_time="made"), tags={"a": "b"}),
     "source's description": view(source=source(created_time="made", description="d", owner="o", tags={"a": "b"})),
     "entity's description": view(
-        source=source(created_time="made"), entities=[Entity("airport", join_keys={"origin": String}, description="d", owner="o", tags={"a": "b"})]
+        source=source(created_time="made"),
+        entities=[Entity("airport", join_keys={"origin": String}, description="d", owner="o", tags={"a": "b"})],
     ),
     "entity's name": view(source=source(created_time="made"), entities=[Entity("place", join_keys={"origin": String})]),
     "online": view(source=source(created_time="made"), online=False),
@@ -381,7 +448,7 @@ def test_what_only_describes_keeps_the_fingerprint(changed: FeatureView) -> None
 
 
 def test_every_field_of_a_view_is_in_one_of_the_tables() -> None:
-    """A field that is added to views, sources or entities has to be judged: does it alter values?"""
+    """A field that is added to views, sources or entities has to be judged first: it alters values, or it does not."""
     judged = {"name", "source", "entities", "fields", "sql", "ttl", "refresh", "history_start", "online", "lookback", *METADATA}
     of_source = {"name", "path", "event_time", "created_time", "delay", "visible_from", *METADATA}
 
@@ -412,7 +479,11 @@ def _signatures() -> dict[str, _Signature]:
 
 
 def _signature(node: ast.ClassDef) -> _Signature:
-    declared = [(each.target.id, each.value is not None) for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)]
+    declared = [
+        (each.target.id, each.value is not None)
+        for each in node.body
+        if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name)
+    ]
     [init] = [each for part in node.body if isinstance(part, ast.If) for each in part.body if isinstance(each, ast.FunctionDef)]
     positional = [(each.arg, False) for each in init.args.args[1:]]
     keywords = [(each.arg, default is not None) for each, default in zip(init.args.kwonlyargs, init.args.kw_defaults, strict=True)]
@@ -445,4 +516,3 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     """The lazy package answers for what it exports and for nothing else."""
     with pytest.raises(AttributeError, match="module 'featurestore' has no attribute 'FeatureStor'"):
         featurestore.FeatureStor  # noqa: B018
-

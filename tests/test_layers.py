@@ -147,6 +147,4 @@ def test_every_import_that_can_run_counts(source: str, expected: set[str]) -> No
 
 def test_a_package_resolves_relative_imports_from_itself() -> None:
     """In a package's `__init__`, one dot is the package itself."""
-    assert _imported("from .rows import encode", "featurestore.online", is_package=True) == {
-        "featurestore.online.rows.encode"
-    }
+    assert _imported("from .rows import encode", "featurestore.online", is_package=True) == {"featurestore.online.rows.encode"}

@@ -31,6 +31,7 @@ from tests.conftest import HOUR, NOON, TIME, Repo, at
 DAY_MS = 24 * 3_600_000
 PRESENT, NOT_FOUND, OUTSIDE = Status.PRESENT, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE
 Row = tuple[Status, Any, dt.datetime | None]
+Keys = dict[str, list[Any]]
 
 
 def version(uid: str = "0123abcd", *, ttl: str | None = None, **changes: Any) -> Version:
@@ -64,7 +65,9 @@ class Online:
     def read(self, of: Version, *keys: str | None, now: int = NOON) -> list[Row]:
         """Return status, value and event time of each key."""
         [rows] = self.store.read([(of, [pa.chunked_array([pa.array(keys, pa.string())])])], now=now)
-        return list(zip(map(Status, rows.statuses.tolist()), rows.features[0].to_pylist(), rows.event_times.to_pylist(), strict=True))
+        return list(
+            zip(map(Status, rows.statuses.tolist()), rows.features[0].to_pylist(), rows.event_times.to_pylist(), strict=True)
+        )
 
     def values(self, of: Version, *keys: str) -> list[Any]:
         """Return the values of some keys, null where there is none."""
@@ -267,7 +270,11 @@ def test_a_deletion_is_an_empty_row_that_expires(online: Online) -> None:
     assert online.delete(version(), "EWR", "JFK", run=6) == 2
 
     assert online.read(version(), "EWR", "JFK") == [(NOT_FOUND, None, None)] * 2
-    assert online.bytes_of(version(), "EWR") == online.bytes_of(version(), "JFK") == bytes.fromhex("00 0000000000000080 0600000000000000")
+    assert (
+        online.bytes_of(version(), "EWR")
+        == online.bytes_of(version(), "JFK")
+        == bytes.fromhex("00 0000000000000080 0600000000000000")
+    )
     assert all(DAY_MS - 60_000 < online.lives(version(), key) <= DAY_MS for key in ("EWR", "JFK"))
     assert online.store.count(version()) == 0
 
@@ -321,7 +328,7 @@ def test_the_marker_tells_of_the_last_load_and_is_lost_with_the_rows(online: Onl
 
 
 def test_a_ttl_is_enforced_when_a_row_is_read(online: Online) -> None:
-    """At equality a value is still there; one microsecond later its status says that it is too old, and its time how old (T4, T8)."""
+    """At equality a value is still there; one microsecond later its status says that it is not, and its time how old it is (T4)."""
     online.write(version(ttl="6h"), {"EWR": 7}, run=1, event=NOON - 6 * HOUR)
     present, outside = (PRESENT, 7, at(NOON - 6 * HOUR)), (OUTSIDE, None, at(NOON - 6 * HOUR))
 
@@ -359,7 +366,17 @@ def test_static_rows_have_no_event_time(online: Online) -> None:
 def test_a_foreign_value_is_an_error_and_never_a_value(online: Online) -> None:
     """Bytes of another program under our key are refused, also beside good rows."""
     online.write(version(), {"EWR": 1}, run=1)
-    for foreign in (b"", b"x", b"hello", b"x" * 17, b"x" * 26, b"x" * 1000, b"\x01" + bytes(16), b"\x01" + bytes(40), b"\0" + bytes(20)):
+    for foreign in (
+        b"",
+        b"x",
+        b"hello",
+        b"x" * 17,
+        b"x" * 26,
+        b"x" * 1000,
+        b"\x01" + bytes(16),
+        b"\x01" + bytes(40),
+        b"\0" + bytes(20),
+    ):
         online.raw.set(online_key("0123abcd", b"JFK"), foreign)
         with pytest.raises(OnlineStoreError, match="load the view again"):
             online.read(version(), "EWR", "JFK")
@@ -379,7 +396,7 @@ def test_a_value_of_another_type_is_never_read(online: Online) -> None:
     online.raw.lpush(online_key("0123abcd", b"JFK"), "x")
 
     assert online.read(version(), "JFK")[0][1] is None
-    with pytest.raises(OnlineStoreError, match="the online store .* refused: .*WRONGTYPE"):
+    with pytest.raises(OnlineStoreError, match=r"the online store .* refused: .*WRONGTYPE"):
         online.write(version(), {"EWR": 1, "JFK": 5}, run=3)
 
 
@@ -487,7 +504,7 @@ def test_a_full_store_says_so(server: Server, store_at: Callable[[str], OnlineSt
     ping, read, write, delete, *_ = uses(store)
 
     for refused in (write, delete):
-        with pytest.raises(OnlineStoreError, match="is out of memory .* raise its maxmemory, then run again"):
+        with pytest.raises(OnlineStoreError, match=r"is out of memory .* raise its maxmemory, then run again"):
             refused()
     ping()
     read()
@@ -516,7 +533,14 @@ def test_a_null_key_is_not_asked_for(store_at: Callable[[str], OnlineStore]) -> 
     assert rows.features[0].to_pylist() == rows.event_times.to_pylist() == [None] * 3
 
 
-UNSUPPORTED = ["http://127.0.0.1", "memcached://me:hunter2@127.0.0.1", "redis+cluster://127.0.0.1", "", "Embedded", "redis://127.0.0.1:port"]
+UNSUPPORTED = [
+    "http://127.0.0.1",
+    "memcached://me:hunter2@127.0.0.1",
+    "redis+cluster://127.0.0.1",
+    "",
+    "Embedded",
+    "redis://127.0.0.1:port",
+]
 
 
 @pytest.mark.parametrize("url", UNSUPPORTED)
@@ -548,7 +572,7 @@ trip = FeatureService("trip", features=[there["gusts"], seats, airport_weather, 
 """
 
 
-KIND = {"a": [2**31 - 1], "b": [dt.date(2013, 6, 1)], "c": [at(NOON)], "d": [True], "e": [b"\xff"]}
+KIND: Keys = {"a": [2**31 - 1], "b": [dt.date(2013, 6, 1)], "c": [at(NOON)], "d": [True], "e": [b"\xff"]}
 KIND_TYPES = [pa.int32(), pa.date32(), TIME, pa.bool_(), pa.binary()]
 
 
@@ -582,7 +606,12 @@ def store(applied: FeatureStore) -> FeatureStore:
 
 def test_vectors_have_the_keys_and_then_the_features_of_the_service(store: FeatureStore) -> None:
     """Columns are the request's keys, then the features in the service's order; each row says per view what became of it (T8)."""
-    asked = {"number": [1, 2, None], "origin": ["EWR", "JFK", "EWR"], "carrier": ["UA", "UA", "UA"], "destination": ["LGA", None, "EWR"]}
+    asked: Keys = {
+        "number": [1, 2, None],
+        "origin": ["EWR", "JFK", "EWR"],
+        "carrier": ["UA", "UA", "UA"],
+        "destination": ["LGA", None, "EWR"],
+    }
     vectors = store.get_online_features(asked, "trip")
 
     assert vectors.to_dict() == {
@@ -597,7 +626,17 @@ def test_vectors_have_the_keys_and_then_the_features_of_the_service(store: Featu
         "there__temperature": [None, None, 20.5],
     }
     assert list(vectors.to_arrow().column_names) == list(vectors.to_dict())
-    assert [str(type_) for type_ in vectors.to_arrow().schema.types] == ["string", "string", "int64", "string", "int64", "int32", "double", "int64", "double"]
+    assert [str(type_) for type_ in vectors.to_arrow().schema.types] == [
+        "string",
+        "string",
+        "int64",
+        "string",
+        "int64",
+        "int32",
+        "double",
+        "int64",
+        "double",
+    ]
     assert vectors.statuses == {
         "there": [NOT_FOUND, NOT_FOUND, PRESENT],
         "seats": [PRESENT, NOT_FOUND, NOT_FOUND],
@@ -613,7 +652,7 @@ def test_vectors_have_the_keys_and_then_the_features_of_the_service(store: Featu
 
 def test_a_service_can_be_asked_by_name_by_definition_or_as_a_list(store: FeatureStore) -> None:
     """A service, its name and the list of its features give the same vectors."""
-    asked = {"origin": ["EWR"], "destination": ["EWR"], "carrier": ["UA"], "number": [1]}
+    asked: Keys = {"origin": ["EWR"], "destination": ["EWR"], "carrier": ["UA"], "number": [1]}
     listed = ["there:gusts", "seats:rows", "airport_weather:temperature", "airport_weather:gusts", "there:temperature"]
     by_name = store.get_online_features(asked, "trip").to_dict()
 
@@ -624,7 +663,7 @@ def test_a_service_can_be_asked_by_name_by_definition_or_as_a_list(store: Featur
 COLUMNS: dict[str, Callable[[list[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
-    "numpy": lambda values: np.array(values),
+    "numpy": np.array,
     "numpy objects": lambda values: np.array(values, dtype=object),
     "Arrow": pa.array,
     "Arrow chunks": lambda values: pa.chunked_array([values[:1], values[1:]]),
@@ -677,7 +716,7 @@ view = FeatureView("view", entities=[moment], source=marks, fields={"n": Int64})
     assert store.get_online_features({"at": noons}, ["view:n"]).to_dict()["view__n"] == [1, 1, 1, None]
 
 
-KEYS = {"carrier": ["UA"], "number": [1]}
+KEYS: Keys = {"carrier": ["UA"], "number": [1]}
 INPUT_ERRORS: list[tuple[str, Mapping[str, Any], str, str | None]] = [
     # case, the keys, the message, the offender
     ("missing", {"carrier": ["UA"]}, "key 'number' is missing; the keys are 'carrier', 'number'", "number"),
@@ -689,13 +728,19 @@ INPUT_ERRORS: list[tuple[str, Mapping[str, Any], str, str | None]] = [
     ("bytes", KEYS | {"carrier": b"UA"}, "key 'carrier' needs a list of values, one for each row; got bytes", "carrier"),
     ("a number", KEYS | {"number": 1}, "key 'number' needs a list of values, one for each row; got int", "number"),
     ("null", KEYS | {"number": None}, "key 'number' needs a list of values, one for each row; got NoneType", "number"),
-    ("a generator", KEYS | {"number": iter([1])}, "key 'number' needs a list of values, one for each row; got list_iterator", "number"),
-    ("a boolean", KEYS | {"number": [True]}, "key 'number' is Int64, and true and false are none", "number"),
-]  # fmt: skip
+    (
+        "a generator",
+        KEYS | {"number": iter([1])},
+        "key 'number' needs a list of values, one for each row; got list_iterator",
+        "number",
+    ),
+]
 
 
 @pytest.mark.parametrize(("keys", "message", "name"), [pytest.param(*rest, id=case) for case, *rest in INPUT_ERRORS])
-def test_a_malformed_request_names_the_offender(applied: FeatureStore, keys: Mapping[str, Any], message: str, name: str | None) -> None:
+def test_a_malformed_request_names_the_offender(
+    applied: FeatureStore, keys: Mapping[str, Any], message: str, name: str | None
+) -> None:
     """A key that is missing, unknown, of another length or no list is an InputError that names it."""
     with pytest.raises(InputError) as error:
         applied.get_online_features(keys, ["seats:rows"])
@@ -707,6 +752,7 @@ WRONG: list[tuple[str, Any]] = [
     ("number", ["1"]),
     ("number", [[1]]),
     ("number", [2**63]),
+    ("number", [True]),
     ("number", [1.5]),
     ("number", [1.0]),
     ("number", [Decimal("1.5")]),
@@ -739,7 +785,9 @@ WRONG: list[tuple[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("key", "values"), WRONG, ids=lambda each: each if isinstance(each, str) else f"{type(each).__name__} {each}")
+@pytest.mark.parametrize(
+    ("key", "values"), WRONG, ids=lambda each: each if isinstance(each, str) else f"{type(each).__name__} {each}"
+)
 def test_a_key_of_a_wrong_type_is_refused(applied: FeatureStore, key: str, values: Sequence[Any]) -> None:
     """A value that is none of the key's type is an InputError: no other entity is looked up instead."""
     keys, features = (KIND, ["kinds:n"]) if key in KIND else (KEYS, ["seats:rows"])

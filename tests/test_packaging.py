@@ -57,11 +57,10 @@ def _loaded_by(code: str) -> set[str]:
     [
         pytest.param("import featurestore", HEAVY, id="import featurestore"),
         pytest.param(HELP, HEAVY, id="featurestore --help"),
-        pytest.param("import featurestore.client", {"duckdb", "fastapi", "featurestore_server"}, id="client"),
     ],
 )
 def test_what_is_light_stays_light(code: str, unwanted: set[str]) -> None:
-    """Importing the library, asking for help and the HTTP client load none of the packages they do not need."""
+    """Importing the library and asking for help load none of the packages they do not need."""
     loaded = _loaded_by(code)
 
     assert "featurestore" in loaded

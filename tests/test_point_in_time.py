@@ -286,7 +286,7 @@ def cut_histories(draw: st.DrawFn, *, most_cuts: int = 3) -> tuple[History, list
     """Draw a history and a way to materialize all of it: in one go or in pieces, and then some intervals again."""
     history = draw(histories())
     edges = {edge for visible in history.visible_times for edge in (visible, visible - 1)}
-    cuts = draw(st.sets(st.sampled_from(sorted(edges)), max_size=most_cuts)) if edges else set()
+    cuts = draw(st.sets(st.sampled_from(sorted(edges)), min_size=1, max_size=most_cuts)) if edges else set()
     bounds = [FIRST, *sorted(cuts), LAST]
     pieces = st.permutations(list(itertools.pairwise(bounds)))
     all_of_it = draw(st.one_of(st.just([EVERYTHING]), pieces))
@@ -1069,6 +1069,9 @@ WIDENED: list[tuple[ValueType, pa.Array, pa.Array, list[Any] | None]] = [  # the
     (Float32, pa.array([7.5], pa.float32()), pa.array([0.1], pa.float64()), None),
     (Float64, pa.array([7.5], pa.float32()), pa.array([0.1], pa.float64()), [7.5, 0.1]),
     (Float64, pa.array([7], pa.int32()), pa.array([7.6], pa.float64()), [7.0, 7.6]),
+    (Float64, pa.array([0.5], pa.float64()), pa.array([2**53 + 1], pa.int64()), None),
+    (Float32, pa.array([0.5], pa.float32()), pa.array([2**24 + 1], pa.int32()), None),
+    (Float32, pa.array([0.5], pa.float32()), pa.array([2**15], pa.uint16()), [0.5, 2.0**15]),
     (Bool, pa.array([True]), pa.array([7], pa.int64()), None),
     (Date, pa.array([NOON.date()]), pa.array([NOON], UTC_TIME), None),
     (Timestamp, pa.array([NOON.date()]), pa.array([NOON], UTC_TIME), [moment(JUNE_1), NOON]),
@@ -1131,6 +1134,20 @@ def test_a_run_replaces_its_interval_and_nothing_else(tmp_path: Path) -> None:
     assert [row and row["n"] for row in found] == [0, 1, 1, 13, 4, 20]
     assert [row and row["n"] for row in answers(ask(view, before, asked))] == [0, 1, 2, 3, 4, None]
     assert OfflineTable(tmp_path / "table", view).snapshot(before.version) == before
+
+
+def test_an_interval_holds_its_end_and_not_its_start(tmp_path: Path) -> None:
+    """Whatever `(start, end]` is replaced by what it holds, rows on its bounds are neither lost nor doubled (T2, T7)."""
+    view = delays()
+    rows = [_landing(n, text) for n, text in enumerate(["10:00", "10:00:00.000001", "11:00"])]
+    write_files(tmp_path, source_schema(view), [rows])
+    edges = sorted({FIRST, LAST, *(oracle.instant(row["landed"]) + us for row in rows for us in (-1, 0))})
+    asked = [(("a",), t) for t in edges]
+
+    for interval in itertools.combinations(edges, 2):
+        snapshot = materialize(view, tmp_path, [EVERYTHING, interval])
+        assert snapshot.rows == 3, interval
+        assert differences(view, rows, snapshot, asked) == [], interval
 
 
 # --- static tables and SQL -------------------------------------------------------------------------------------------

@@ -182,7 +182,9 @@ CHANGES: list[tuple[dict[str, Any], list[tuple[str, Any, Any]], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "fields", "is_new"), CHANGES, ids=lambda each: next(iter(each)) if isinstance(each, dict) else "")
+@pytest.mark.parametrize(
+    ("change", "fields", "is_new"), CHANGES, ids=lambda each: next(iter(each)) if isinstance(each, dict) else ""
+)
 def test_a_plan_names_the_fields_that_change(
     registry: Registry, change: dict[str, Any], fields: list[tuple[str, Any, Any]], is_new: bool
 ) -> None:
@@ -206,7 +208,9 @@ SOURCES: list[tuple[dict[str, Any], list[tuple[str, Any, Any]], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "fields", "is_new"), SOURCES, ids=lambda each: next(iter(each)) if isinstance(each, dict) else "")
+@pytest.mark.parametrize(
+    ("change", "fields", "is_new"), SOURCES, ids=lambda each: next(iter(each)) if isinstance(each, dict) else ""
+)
 def test_a_changed_source_makes_new_versions_of_its_views(
     registry: Registry, change: dict[str, Any], fields: list[tuple[str, Any, Any]], is_new: bool
 ) -> None:
@@ -219,14 +223,18 @@ def test_a_changed_source_makes_new_versions_of_its_views(
     assert [(each.field, each.before, each.after) for each in plan.changes[0].fields] == fields
     assert [new.view.name for new in plan.new_versions] == (["a", "b"] if is_new else [])
     for new in plan.new_versions:
-        assert [(each.field, each.before, each.after) for each in new.reasons] == [(f"source.{name}", *rest) for name, *rest in fields]
+        assert [(each.field, each.before, each.after) for each in new.reasons] == [
+            (f"source.{name}", *rest) for name, *rest in fields
+        ]
 
 
 def test_the_reasons_of_a_version_are_those_that_alter_values(registry: Registry) -> None:
     """A description that changes along is a change, but no reason for the new version."""
     apply(registry, view("a"))
 
-    assert reasons(make_plan(registry.applied(), parts(view("a", ttl="6h", description="hourly", lookback="1d")))) == [("ttl", None, "6h")]
+    assert reasons(make_plan(registry.applied(), parts(view("a", ttl="6h", description="hourly", lookback="1d")))) == [
+        ("ttl", None, "6h")
+    ]
 
 
 def test_a_changed_key_makes_a_new_version(registry: Registry) -> None:
@@ -269,7 +277,9 @@ def test_a_plan_shows_removals(registry: Registry) -> None:
 def test_a_plan_says_what_a_version_asks_for(registry: Registry) -> None:
     """A new version comes with the materialization that it needs."""
     apply(registry, view("a"))
-    first = make_plan(registry.applied(), parts(view("a"), view("b"), view("c", history_start="2013-01-01"), view("d", source=runways)))
+    first = make_plan(
+        registry.applied(), parts(view("a"), view("b"), view("c", history_start="2013-01-01"), view("d", source=runways))
+    )
     second = make_plan(registry.applied(), parts(view("a", ttl="6h")))
 
     assert {new.view.name: new.materialization for new in (*first.new_versions, *second.new_versions)} == {
@@ -446,7 +456,9 @@ def test_the_registry_of_another_project_is_refused(open_registry: Open) -> None
     """Two projects cannot share a registry, and the message names both."""
     apply(open_registry("one"), view("a"))
 
-    with pytest.raises(RegistryError, match="the registry sqlite:///registry.db belongs to project 'one', not 'two': give each project its own"):
+    with pytest.raises(
+        RegistryError, match=r"the registry sqlite:///registry\.db belongs to project 'one', not 'two': give each project its own"
+    ):
         open_registry("two")
     assert states(open_registry("one"), "a") == ["a1 serving"]
 
@@ -458,7 +470,10 @@ def test_a_registry_with_a_newer_schema_is_refused(open_registry: Open, tmp_path
         file.execute("UPDATE meta SET schema_version = 2")
         file.commit()
 
-    with pytest.raises(RegistryError, match="the registry sqlite:///registry.db has schema 2, this release reads 1: use the release that wrote it"):
+    with pytest.raises(
+        RegistryError,
+        match=r"the registry sqlite:///registry\.db has schema 2, this release reads 1: use the release that wrote it",
+    ):
         open_registry()
 
 
@@ -466,7 +481,7 @@ def test_a_file_that_is_no_registry_is_refused(open_registry: Open, tmp_path: Pa
     """A file of another kind is a registry error, not the driver's."""
     (tmp_path / "notes.txt").write_text("no database" * 100)
 
-    with pytest.raises(RegistryError, match="the registry sqlite:///registry.db failed: file is not a database"):
+    with pytest.raises(RegistryError, match=r"the registry sqlite:///registry\.db failed: file is not a database"):
         open_registry(file=tmp_path / "notes.txt")
 
 
@@ -558,7 +573,7 @@ COMPLETE = [
 
 @pytest.mark.parametrize(("refresh", "delay", "watermark", "until"), COMPLETE)
 def test_completeness_follows_refresh_and_delay(refresh: str | None, delay: str | None, watermark: int, until: int) -> None:
-    """A row at `t` is complete exactly if `floor(t - delay, refresh) + delay <= watermark`, without refresh if `t <= watermark` (T7)."""
+    """A row at `t` is complete if `floor(t - delay, refresh) + delay <= watermark`, without refresh if `t <= watermark` (T7)."""
     source = FileSource("weather", path="w", event_time="at", delay=delay)
     version = made("a", "serving", covered=watermark)
     version = replace(version, view=view("a", source=source, refresh=refresh))
@@ -574,7 +589,9 @@ def test_completeness_follows_refresh_and_delay(refresh: str | None, delay: str 
 # Settling (T11): candidates, serving and replaced versions
 
 
-def made(name: str, state: str, number: int = 1, *, covered: int | None = None, loaded: bool = True, online: bool = True) -> Version:
+def made(
+    name: str, state: str, number: int = 1, *, covered: int | None = None, loaded: bool = True, online: bool = True
+) -> Version:
     """Return a version of a view: covered until an instant, or never materialized."""
     coverage = None if covered is None else Coverage(0, covered)
     load = Loaded(1, 1) if loaded and covered is not None else None
@@ -629,7 +646,13 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
         [],
         [],
     ),
-    ("one that covers and is loaded takes over", [known("a")], [made("a", "serving", covered=10), made("a", "candidate", 2, covered=10)], ["a2"], ["a"]),
+    (
+        "one that covers and is loaded takes over",
+        [known("a")],
+        [made("a", "serving", covered=10), made("a", "candidate", 2, covered=10)],
+        ["a2"],
+        ["a"],
+    ),
     (
         "a view that is not online needs no load",
         [known("a")],
@@ -640,7 +663,12 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
     (
         "two candidates of a service wait for each other",
         [known("a"), known("b"), asked("s", of("a", "b"), of("a", "b"))],
-        [made("a", "serving", covered=10), made("b", "serving", covered=10), made("a", "candidate", 2, covered=10), made("b", "candidate", 2)],
+        [
+            made("a", "serving", covered=10),
+            made("b", "serving", covered=10),
+            made("a", "candidate", 2, covered=10),
+            made("b", "candidate", 2),
+        ],
         [],
         [],
     ),
@@ -659,13 +687,24 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
     (
         "unconnected candidates do not wait for each other",
         [known("a"), known("b"), asked("s", of("a"), of("a")), asked("t", of("b"), of("b"))],
-        [made("a", "serving", covered=10), made("b", "serving", covered=10), made("a", "candidate", 2, covered=10), made("b", "candidate", 2)],
+        [
+            made("a", "serving", covered=10),
+            made("b", "serving", covered=10),
+            made("a", "candidate", 2, covered=10),
+            made("b", "candidate", 2),
+        ],
         ["a2"],
         ["a"],
     ),
     (
         "services connect through what they share",
-        [known("a"), known("c"), stated("feature view", "b", 1, 1), asked("s", of("a", "b"), of("a", "b")), asked("t", of("b", "c"), of("b", "c"))],
+        [
+            known("a"),
+            known("c"),
+            stated("feature view", "b", 1, 1),
+            asked("s", of("a", "b"), of("a", "b")),
+            asked("t", of("b", "c"), of("b", "c")),
+        ],
         [
             made("a", "serving", covered=10),
             made("b", "serving", covered=10),
@@ -679,7 +718,12 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
     (
         "aliases connect too",
         [known("a"), known("b"), stated("alias", "x", {"view": "a"}, {"view": "a"}), asked("s", of("x", "b"), of("x", "b"))],
-        [made("a", "serving", covered=10), made("b", "serving", covered=10), made("a", "candidate", 2, covered=10), made("b", "candidate", 2)],
+        [
+            made("a", "serving", covered=10),
+            made("b", "serving", covered=10),
+            made("a", "candidate", 2, covered=10),
+            made("b", "candidate", 2),
+        ],
         [],
         [],
     ),
@@ -742,11 +786,16 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
     (
         "replaced and dropped versions count for nothing",
         [known("a")],
-        [made("a", "replaced", 1, covered=99), made("a", "dropped", 2), made("a", "serving", 3, covered=10), made("a", "candidate", 4, covered=10)],
+        [
+            made("a", "replaced", 1, covered=99),
+            made("a", "dropped", 2),
+            made("a", "serving", 3, covered=10),
+            made("a", "candidate", 4, covered=10),
+        ],
         ["a4"],
         ["a"],
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("objects", "versions", "promoted", "settled"), [pytest.param(*rest, id=name) for name, *rest in SETTLED])
@@ -984,7 +1033,10 @@ def test_a_thread_does_not_share_the_lease_of_another(tmp_path: Path) -> None:
     with lease(tmp_path, "uid", "view 'a'"):
         with lease(tmp_path, "other", "view 'b'"):
             pass
-        with pytest.raises(RunInProgressError, match=f"view 'a' is being materialized by process {os.getpid()} since "), lease(tmp_path, "uid", "view 'a'"):
+        with (
+            pytest.raises(RunInProgressError, match=f"view 'a' is being materialized by process {os.getpid()} since "),
+            lease(tmp_path, "uid", "view 'a'"),
+        ):
             pass
     with lease(tmp_path, "uid", "view 'a'"), pytest.raises(RunInProgressError), lease(tmp_path, "uid", "view 'a'"):
         pass
@@ -1039,8 +1091,13 @@ SELECTED: list[tuple[str | list[str], list[str], dict[str, Any], list[tuple[str,
         [("a", "a", ["gusts", "temperature"]), ("b", "b", ["rain"]), ("there", "a", ["temperature", "gusts"])],
     ),
     ("twisted", ["there__temperature", "there__gusts"], {"destination": String}, [("there", "a", ["temperature", "gusts"])]),
-    (["there:gusts", "a:gusts"], ["there__gusts", "a__gusts"], {"destination": String, "origin": String}, [("there", "a", ["gusts"]), ("a", "a", ["gusts"])]),
-]  # fmt: skip
+    (
+        ["there:gusts", "a:gusts"],
+        ["there__gusts", "a__gusts"],
+        {"destination": String, "origin": String},
+        [("there", "a", ["gusts"]), ("a", "a", ["gusts"])],
+    ),
+]
 
 
 @pytest.mark.parametrize(("wanted", "columns", "keys", "lookups"), SELECTED, ids=str)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from featurestore.definitions import Field
@@ -95,9 +95,17 @@ def test_golden_bytes_of_a_value(type_: ValueType, value: Any, slot: str, tail: 
 
 
 ZEROS = [
-    (Bool, 1), (Int32, 4), (Int64, 8), (Float32, 4), (Float64, 8), (Date, 4), (Timestamp, 8), (String, 4), (Bytes, 4),
+    (Bool, 1),
+    (Int32, 4),
+    (Int64, 8),
+    (Float32, 4),
+    (Float64, 8),
+    (Date, 4),
+    (Timestamp, 8),
+    (String, 4),
+    (Bytes, 4),
     *((Array(type_), 8) for type_ in (Bool, Int32, Int64, Float32, Float64, Date, Timestamp, String, Bytes)),
-]  # fmt: skip
+]
 EVERY_TYPE = [type_ for type_, _ in ZEROS]
 
 
@@ -243,11 +251,16 @@ def batches(draw: st.DrawFn) -> tuple[list[ValueType], pa.Table, list[int], int]
     columns = [build(type_, draw(st.lists(st.none() | raw_values(type_), min_size=count, max_size=count))) for type_ in types]
     instants = st.integers(-(2**63), 2**63 - 1)
     event_times = draw(st.lists(instants, min_size=count, max_size=count))
-    return types, pa.table(columns, names=[f"f{number}" for number in range(len(types))]), event_times, draw(st.integers(0, 2**63 - 1))
+    return (
+        types,
+        pa.table(columns, names=[f"f{number}" for number in range(len(types))]),
+        event_times,
+        draw(st.integers(0, 2**63 - 1)),
+    )
 
 
 @given(batches())
-@settings(deadline=None, max_examples=100, report_multiple_bugs=False)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100, report_multiple_bugs=False)
 def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list[int], int]) -> None:
     """Whatever the schema and the values, NaN payloads and extremes included: what is encoded is decoded."""
     types, rows, event_times, order = batch
@@ -273,7 +286,7 @@ def test_extremes_of_each_type_read_back_beside_nulls(type_: ValueType) -> None:
 
 
 @given(batches())
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40)
 def test_a_batch_is_its_rows(batch: tuple[list[ValueType], pa.Table, list[int], int]) -> None:
     """A row's bytes depend on the row alone: not on its neighbours, on chunks or on offsets into larger columns."""
     types, rows, event_times, order = batch
@@ -287,8 +300,10 @@ def test_a_batch_is_its_rows(batch: tuple[list[ValueType], pa.Table, list[int], 
 
 
 @given(batches(), st.data())
-@settings(deadline=None, max_examples=40, report_multiple_bugs=False)
-def test_a_row_that_is_cut_or_too_long_is_refused(batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject) -> None:
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=40, report_multiple_bugs=False)
+def test_a_row_that_is_cut_or_too_long_is_refused(
+    batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject
+) -> None:
     """Every truncation and every extension of a row is refused, alone and among good rows."""
     types, rows, event_times, order = batch
     reader = codec(*types)
@@ -305,7 +320,26 @@ def test_a_row_that_is_cut_or_too_long_is_refused(batch: tuple[list[ValueType], 
 
 def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
     """No prefix of a row is a row."""
-    values = [True, 1, 2, 1.5, 2.5, dt.date(2013, 6, 1), EPOCH, "ab", b"cd", [True, None], [1], [2], [0.5], [None], [], [EPOCH], ["x", None], [b""]]
+    values = [
+        True,
+        1,
+        2,
+        1.5,
+        2.5,
+        dt.date(2013, 6, 1),
+        EPOCH,
+        "ab",
+        b"cd",
+        [True, None],
+        [1],
+        [2],
+        [0.5],
+        [None],
+        [],
+        [EPOCH],
+        ["x", None],
+        [b""],
+    ]
     [row] = codec(*EVERY_TYPE).encode(table(EVERY_TYPE, values), times(1), 1)
     for length in range(len(row)):
         with pytest.raises(OnlineStoreError):
@@ -313,8 +347,10 @@ def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
 
 
 @given(batches(), st.data())
-@settings(deadline=None, max_examples=60, report_multiple_bugs=False)
-def test_a_damaged_row_is_read_or_refused_as_foreign(batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject) -> None:
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60, report_multiple_bugs=False)
+def test_a_damaged_row_is_read_or_refused_as_foreign(
+    batch: tuple[list[ValueType], pa.Table, list[int], int], data: st.DataObject
+) -> None:
     """A row with a changed byte is read as other values or refused as an OnlineStoreError: no other error leaves the codec."""
     types, rows, event_times, order = batch
     reader = codec(*types)
@@ -352,7 +388,9 @@ def test_content_that_contradicts_itself_is_refused(type_: ValueType, slot: str,
 def test_an_unknown_format_is_refused(format_: int) -> None:
     """A row that a newer release wrote is refused with its format, not guessed at."""
     [row] = codec(Int64).encode(table([Int64], [5]), times(1), 1)
-    with pytest.raises(OnlineStoreError, match=f"a row of 26 bytes, format {format_:02x}, that is cut or not of this view's format"):
+    with pytest.raises(
+        OnlineStoreError, match=f"a row of 26 bytes, format {format_:02x}, that is cut or not of this view's format"
+    ):
         codec(Int64).decode([row, bytes([format_]) + row[1:]])
 
 
@@ -430,7 +468,9 @@ DISTINCT: list[tuple[list[ValueType], Sequence[Any], Sequence[Any]]] = [
 @pytest.mark.parametrize(("types", "one", "other"), DISTINCT, ids=str)
 def test_different_keys_have_different_bytes(types: list[ValueType], one: Sequence[Any], other: Sequence[Any]) -> None:
     """Keys are never told apart by concatenation: no two of them have the same bytes."""
-    columns = [pa.chunked_array([pa.array([first, second], type_.arrow)]) for type_, first, second in zip(types, one, other, strict=True)]
+    columns = [
+        pa.chunked_array([pa.array([first, second], type_.arrow)]) for type_, first, second in zip(types, one, other, strict=True)
+    ]
     first, second = key_bytes(columns, types)
 
     assert online_key(UID, first) != online_key(UID, second)
@@ -448,7 +488,7 @@ def composite_keys(draw: st.DrawFn) -> tuple[list[ValueType], list[tuple[Any, ..
 
 
 @given(composite_keys())
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 def test_keys_never_meet(generated: tuple[list[ValueType], list[tuple[Any, ...]]]) -> None:
     """Whatever the types and the values, as many keys as entities; a key does not depend on its batch."""
     types, keys = generated

@@ -526,7 +526,7 @@ JSON_FAULTS: list[tuple[str, Any, int, str, str | None, str | None]] = [
     ("service and features", {"feature_service": "pair", "features": ["a:b"], "entities": USERS}, 422, "input", None, None),
     ("neither", {"entities": USERS}, 422, "input", None, None),
     ("no features", {"features": [], "entities": USERS}, 422, "input", None, None),
-    ("no view:feature", {"features": ["large"], "entities": USERS}, 404, "not-found", "large", ""),
+    ("no view:feature", {"features": ["large"], "entities": USERS}, 422, "input", "large", None),
     ("number for a feature", {"features": [1], "entities": USERS}, 422, "input", "features.0", None),
     ("feature twice", {"features": ["every_type:flag"] * 2, "entities": USERS}, 422, "input", "every_type:flag", None),
     (

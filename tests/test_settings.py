@@ -134,7 +134,11 @@ def test_a_variable_can_give_what_the_file_must_have(load: Load) -> None:
 def test_every_setting_is_in_the_tables_above(load: Load) -> None:
     """Every setting that there is has a default, a place in the file and a variable in this file's tables."""
     dumped = load().model_dump(exclude={"root"})
-    names = {f"{name}.{part}" if isinstance(value, dict) else name for name, value in dumped.items() for part in (value if isinstance(value, dict) else [""])}
+    names = {
+        f"{name}.{part}" if isinstance(value, dict) else name
+        for name, value in dumped.items()
+        for part in (value if isinstance(value, dict) else [""])
+    }
 
     assert names == set(DEFAULTS) == {setting for _, _, setting, _ in VARIABLES}
 
@@ -211,13 +215,17 @@ FAULTS = [
     ('project = "p"\ncolour = 1', {}, ["colour: Extra inputs are not permitted"]),
     ('project = "p"\n[onlin]\nurl = "x"', {}, ["onlin: Extra inputs are not permitted"]),
     ('project = "p"\n[online]\nulr = "x"', {}, ["online.ulr: Extra inputs are not permitted"]),
-    ('project = "p"\n[online]\ntimeout_ms = "soon"', {}, ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"]),
+    (
+        'project = "p"\n[online]\ntimeout_ms = "soon"',
+        {},
+        ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"],
+    ),
     ('project = "p"\n[online]\ntimeout_ms = 0', {}, ["online.timeout_ms: Input should be greater than or equal to 1"]),
     ('project = "p"\nonline = 3', {}, ["online: Input should be a valid dictionary or instance of OnlineSettings"]),
     ('project = "p"\nnow = "noon"', {}, ["now: Value error, expected a timestamp such as 2013-06-01T12:00:00Z, got 'noon'"]),
     ('project = "p"\nnow = true', {}, ["now: Value error, expected a timestamp such as 2013-06-01T12:00:00Z, got True"]),
     (
-        'colour = 1\n[online]\ntimeout_ms = 0\n[registry]\nurl = 3',
+        "colour = 1\n[online]\ntimeout_ms = 0\n[registry]\nurl = 3",
         {},
         [
             "project: Field required",
@@ -226,15 +234,21 @@ FAULTS = [
             "colour: Extra inputs are not permitted",
         ],
     ),
-    ('project = "p"', {"FEATURESTORE_ONLINE__TIMEOUT_MS": "x"}, ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"]),
+    (
+        'project = "p"',
+        {"FEATURESTORE_ONLINE__TIMEOUT_MS": "x"},
+        ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"],
+    ),
     ('project = "p"', {"FEATURESTORE_ONLINE__ULR": "x"}, ["online.ulr: Extra inputs are not permitted"]),
     ('project = "p"', {"FEATURESTORE_PROJECT": "a b"}, ["project: String should match pattern '^[A-Za-z][A-Za-z0-9_-]{0,62}$'"]),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("text", "variables", "faults"), FAULTS)
-def test_every_unusable_setting_is_named(load: Load, tmp_path: Path, text: str, variables: dict[str, str], faults: list[str]) -> None:
-    """Unknown settings and wrong types are all named at once, as they are written, with the file and the variables as the places."""
+def test_every_unusable_setting_is_named(
+    load: Load, tmp_path: Path, text: str, variables: dict[str, str], faults: list[str]
+) -> None:
+    """Unknown settings and wrong types are all named at once, as they are written, with file and variables as the places."""
     place, *found = message(load, tmp_path, text, **variables).split(": ", 1)
 
     assert place == "…/featurestore.toml and FEATURESTORE_* variables"
@@ -272,7 +286,7 @@ def test_without_a_file_the_message_says_what_to_do(tmp_path: Path) -> None:
 
 def test_a_folder_that_does_not_exist_is_no_repo(tmp_path: Path) -> None:
     """A missing folder is reported like one without a file."""
-    with pytest.raises(SettingsError, match="no featurestore.toml in .*/missing; "):
+    with pytest.raises(SettingsError, match=r"no featurestore\.toml in .*/missing; "):
         load_settings(tmp_path / "missing")
 
 
@@ -343,13 +357,17 @@ UNUSABLE = [
 ]
 
 
+def _use(store: FeatureStore) -> None:
+    store.registry.applied()
+    store.online.ping()
+
+
 @pytest.mark.parametrize("variables", UNUSABLE, ids=lambda each: next(iter(each.values())))
 def test_no_message_holds_a_password(load: Load, tmp_path: Path, variables: dict[str, str]) -> None:
     """Neither the message nor the trace of what a wrong URL leads to holds the password."""
     load(**variables)
     with FeatureStore(tmp_path) as store, pytest.raises(FeatureStoreError) as error:
-        store.registry.applied()
-        store.online.ping()
+        _use(store)
 
     assert "hunter2" not in str(error.value)
     assert "hunter2" not in "".join(traceback.format_exception_only(error.value))

@@ -160,12 +160,7 @@ EXTREMES = {
     "TIMESTAMP_S": ["'0001-01-01 00:00:00'", "'9999-12-31 23:59:59'"],
     "TIMESTAMP_MS": ["'0001-01-01 00:00:00'", "'9999-12-31 23:59:59.999'"],
 }
-WIDENINGS = [
-    (narrow, type_.sql, value)
-    for narrow, values in EXTREMES.items()
-    for type_ in SQL_TYPES[narrow]
-    for value in values
-]  # fmt: skip
+WIDENINGS = [(narrow, type_.sql, value) for narrow, values in EXTREMES.items() for type_ in SQL_TYPES[narrow] for value in values]
 
 
 @pytest.mark.parametrize(("narrow", "wide", "value"), WIDENINGS)
@@ -281,7 +276,21 @@ def test_a_name_parses_back_as_its_type(type_: ValueType) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["int64", "Int", "", "Array", "Array()", "Array(int64)", "Array(Array(Int64))", "Array(Int64", "Array(Int64]", "Array(Int64)x", 3, None, int],
+    [
+        "int64",
+        "Int",
+        "",
+        "Array",
+        "Array()",
+        "Array(int64)",
+        "Array(Array(Int64))",
+        "Array(Int64",
+        "Array(Int64]",
+        "Array(Int64)x",
+        3,
+        None,
+        int,
+    ],
 )
 def test_an_unknown_type_is_refused_with_the_known_ones(name: Any) -> None:
     """What names no type is refused, and the message lists those that there are."""

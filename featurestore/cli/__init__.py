@@ -78,7 +78,7 @@ def _global_options(
         ),
     ] = None,
     as_json: Json = False,
-    debug: Debug = False,  # noqa: ARG001 (main has seen it)
+    debug: Debug = False,
     version: Annotated[  # noqa: ARG001 (its callback acts)
         bool, typer.Option("--version", metavar="", is_eager=True, callback=_show_version, help="Show the version and leave.")
     ] = False,
@@ -87,4 +87,4 @@ def _global_options(
 
     Example: featurestore init my_repo
     """  # noqa: D401 (it describes the program)
-    context.obj = Invocation(repo or Path(), as_json=as_json)
+    context.obj = Invocation(repo or Path(), as_json, debug)

@@ -32,6 +32,7 @@ _KINDS = {
 _SINGULAR = {plural: plural.removesuffix("s") for plural in _KINDS} | {"entities": "entity", "aliases": "alias"}
 
 KindArgument = Annotated[str | None, typer.Argument(metavar="KIND", help=f"One of {', '.join(_KINDS)}; by default all.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="What was applied under this name.")]
 KindOption = Annotated[str | None, typer.Option(metavar="KIND", help="Its kind, where several objects share the name.")]
 
 
@@ -48,7 +49,7 @@ def list_objects(call: Invocation, kind: KindArgument = None) -> None:
     call.answer(record, _tables(found) if record else [f"Nothing of that kind is applied. Next: {call.line('apply')}"])
 
 
-def describe(call: Invocation, name: Annotated[str, typer.Argument(metavar="NAME")], kind: KindOption = None) -> None:
+def describe(call: Invocation, name: NameArgument, kind: KindOption = None) -> None:
     """Describe one applied object, and where it is used.
 
     Example: featurestore describe machine_health

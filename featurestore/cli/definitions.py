@@ -15,7 +15,7 @@ from rich.text import Text
 
 from featurestore.cli import example
 from featurestore.cli.invocation import Invocation, shell_line
-from featurestore.cli.rendering import counted, note
+from featurestore.cli.rendering import counted
 from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
@@ -25,27 +25,34 @@ __all__ = ["apply", "init", "plan"]
 
 _MARKS = {"create": ("+", "green"), "change": ("~", "yellow"), "remove": ("-", "red")}
 _SHORT = 72
+_NAMED = 3
 
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder; by default the current one.", show_default=False)]
+Folder = Annotated[Path | None, typer.Argument(metavar="DIR", help="The folder; by default the repo's.", show_default=False)]
 Yes = Annotated[bool, typer.Option("--yes", "-y", metavar="", help="Do not ask before something is removed or replaced.")]
 
 
-def init(call: Invocation, folder: Folder = Path()) -> None:
+def init(call: Invocation, folder: Folder = None) -> None:
     """Start a repo of a few files that work at once.
 
     Example: featurestore init my_repo
     """
+    folder = folder or call.repo
     project, files = example.create(folder)
-    if others := example.foreign_definitions(folder):
-        note(f"note: {folder} holds other Python files, which will be loaded as definitions too: {', '.join(others)}")
-    if ".gitignore" not in files:
-        note("note: .gitignore was there and is left as it is; add .featurestore/ to it")
+    notes = list(_notes(folder, files))
     lines = [shell_line("featurestore", *words) for words in example.NEXT]
     if folder.resolve() != Path.cwd():
         lines.insert(0, shell_line("cd", str(folder)))
-    record = {"repo": str(folder.resolve()), "project": project, "files": files, "next": lines}
-    call.answer(record, [f"Project {project!r} is ready: {', '.join(files)}", "", "Next:", *(f"  {line}" for line in lines)])
+    record = {"repo": str(folder.resolve()), "project": project, "files": files, "notes": notes, "next": lines}
+    said = [Text.assemble(("note: ", "bold yellow"), note) for note in notes]
+    call.answer(record, [f"Project {project!r} is ready: {', '.join(files)}", *said, "", "Next:", *(f"  {line}" for line in lines)])
+
+
+def _notes(folder: Path, files: list[str]) -> Iterator[str]:
+    if others := example.foreign_definitions(folder):
+        named = ", ".join(others[:_NAMED]) + (f" and {len(others) - _NAMED} more" if len(others) > _NAMED else "")
+        yield f"{folder} holds other Python files, which will be loaded as definitions too: {named}"
+    if ".gitignore" not in files:
+        yield ".gitignore was there and is left as it is; add .featurestore/ to it"
 
 
 def plan(call: Invocation) -> None:

@@ -110,8 +110,14 @@ def create(folder: Path) -> tuple[str, list[str]]:
 
 
 def foreign_definitions(folder: Path) -> list[str]:
-    """Name the Python files of a folder that were there before: they too will be loaded as definitions."""
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*.py") if file != folder / "definitions.py")
+    """Name the Python files that were in a folder before: they will be loaded as definitions too."""
+    files = [file.relative_to(folder) for file in folder.rglob("*.py")]
+    skipped = ("venv", "node_modules", "__pycache__")  # as loading skips them
+    return sorted(
+        str(file)
+        for file in files
+        if file != Path("definitions.py") and not any(part.startswith(".") or part in skipped for part in file.parts)
+    )
 
 
 def _project(folder_name: str) -> str:

@@ -32,6 +32,7 @@ class Invocation:
 
     repo: Path
     as_json: bool
+    debug: bool
 
     def store(self) -> FeatureStore:
         """Open the repo's store; the caller closes it."""
@@ -53,8 +54,8 @@ class Invocation:
 
     @property
     def can_ask(self) -> bool:
-        """Whether somebody is there to answer a question."""
-        return sys.stdin.isatty() and sys.stderr.isatty()
+        """Whether somebody is there to answer a question; JSON is for programs."""
+        return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def is_confirmed(self, question: str) -> bool:
         """Ask on the terminal, so that stdout stays the answer's."""
@@ -69,9 +70,9 @@ def shell_line(*words: str) -> str:
 def exposed(function: Callable[..., None]) -> Callable[..., None]:
     """Return what typer shall call: the command with the shared options added to its own."""
 
-    def run(context: typer.Context, repo: Path | None, as_json: bool, debug: bool, **own: Any) -> None:  # noqa: ARG001 (main has seen debug)
+    def run(context: typer.Context, repo: Path | None, as_json: bool, debug: bool, **own: Any) -> None:
         outer: Invocation = context.obj
-        function(Invocation(repo or outer.repo, as_json or outer.as_json), **own)
+        function(Invocation(repo or outer.repo, as_json or outer.as_json, debug or outer.debug), **own)
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     context = _keyword("context", typer.Context)

@@ -28,7 +28,6 @@ __all__ = [
     "grid",
     "json_form",
     "messages",
-    "note",
     "show",
     "show_json",
     "time_text",
@@ -68,11 +67,6 @@ def show(parts: Iterable[RenderableType]) -> None:
 def show_json(record: Any) -> None:
     """Write JSON-ready data to stdout."""
     sys.stdout.write(orjson.dumps(record, option=orjson.OPT_INDENT_2).decode() + "\n")
-
-
-def note(text: str) -> None:
-    """Say something on stderr that is not part of the answer."""
-    messages().print(Text(text, "yellow"), soft_wrap=True)
 
 
 def counted(count: int, thing: str) -> str:

@@ -84,8 +84,6 @@ def _remarks(call: Invocation, report: Report) -> Iterator[Text]:
             f"{counted(report.late, 'source row')} came too late: below the watermark, where the table lacks them. Set lookback "
             f"on the view, which heals them at every run, or go back once: {again}",
         )
-    for warning in report.warnings:
-        yield _remark(report, warning)
 
 
 def _remark(report: Report, text: str) -> Text:

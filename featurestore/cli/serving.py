@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Features", "features_named", "get_online", "serve"]
 
 _SERVER = "featurestore_server"
+_NUMBERS = ("Int32", "Int64", "Float32", "Float64", "Bool")
 
 Features = Annotated[str, typer.Argument(metavar="FEATURES", help="A feature service, or view:feature,view:feature,…")]
 Keys = Annotated[
@@ -78,7 +79,8 @@ def serve(call: Invocation, host: Host = "127.0.0.1", port: Port = 8000) -> None
     # -P: the files of a repo must not be taken for the modules of an installed package.
     command = [sys.executable, "-P", "-m", _SERVER, "--repo", str(call.repo), "--host", host, "--port", str(port)]
     sys.stdout.flush()
-    os.execv(sys.executable, [*command, *(["--json"] if call.as_json else [])])  # noqa: S606 (no shell is wanted)
+    flags = ["--json"] * call.as_json + ["--debug"] * call.debug
+    os.execv(sys.executable, [*command, *flags])  # noqa: S606 (no shell is wanted)
 
 
 # Keys
@@ -108,18 +110,11 @@ def _listed(name: str, text: str) -> list[Any]:
 
 
 def _value(name: str, type_: ValueType, value: Any) -> Any:
-    """Return the value of a key; what is not of its type is refused by the library, or here where text cannot be read as it."""
+    """Return the value of a key; of a type that JSON does not write as text, the text is JSON."""
     try:
-        if not isinstance(value, str):
-            return type_.from_json(value)
-        if type_.name in ("Int32", "Int64"):
-            return int(value)
-        if type_.name in ("Float32", "Float64"):
-            return float(value)
-        if type_.name == "Bool":
-            return {"true": True, "false": False}[value.lower()]
-        return type_.from_json(value)
-    except (KeyError, ValueError):
+        is_json = isinstance(value, str) and type_.name in _NUMBERS
+        return type_.from_json(orjson.loads(value) if is_json else value)
+    except ValueError:
         raise InputError(f"key {name!r} is {type_}, and {value!r} is none", name=name) from None
 
 

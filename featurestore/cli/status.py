@@ -111,7 +111,7 @@ def _run_record(run: Run) -> dict[str, Any]:
 
 def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableType]:
     running = {None: "", True: ", running", False: ", not running"}[record["online"]["is_running"]]
-    yield Text.assemble((record["project"], "bold"), f" in {record['repo']}, now {record['now']}")
+    yield Text.assemble((record["project"], "bold"), f" in {record['repo']}, now {time_text(record['now'])}")
     yield Text(f"registry {record['registry']}, online store {record['online']['url']}{running}", "dim")
     yield ""
     if not record["views"]:
@@ -150,4 +150,4 @@ def _troubles(views: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
         run = view["last_run"]
         for trouble in (run and run["error"], view["offline"]["error"]):
             if trouble:
-                yield Text.assemble((f"{view['view']} v{view['version']}: ", "bold red"), trouble)
+                yield Text.assemble((f"{view['view']} v{view['version']}: ", "bold red"), trouble.splitlines()[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ import typer
 from rich.console import RenderableType
 
 from featurestore.cli.invocation import Invocation
-from featurestore.cli.progress import row_bars
+from featurestore.cli.progress import RowBars, row_bars
 from featurestore.cli.rendering import counted, json_form, values_grid
 from featurestore.cli.serving import Features, features_named
 
@@ -61,39 +61,48 @@ def get_historical(
             spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value
         )
         bars.say("looking the features up")
-        watched = _watched(training, lambda done, total: bars.count("training set", "rows", done, total))
-        answer = _first_rows(training, watched, limit) if output is None else _written(training, watched, output)
+        # One row more than is shown tells whether there are more.
+        rows = _watched(training, bars, None if output else limit + 1)
+        answer = _written(rows, output) if output else _first_rows(rows, limit)
     call.answer(*answer)
 
 
 Answer = tuple[dict[str, Any], Iterable[RenderableType]]
 
 
-def _written(training: TrainingSet, watched: TrainingSet, path: Path) -> Answer:
-    rows, names = watched.to_parquet(path), training.schema.names
+def _watched(training: TrainingSet, bars: RowBars, limit: int | None) -> TrainingSet:
+    """Return the same training set, or its first rows, with a bar for the rows that it has read of its spine."""
+    total = sum(map(len, training.spine.times()))
+    total = total if limit is None else min(total, limit)
+
+    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        done = 0
+        for batch in training.spine.read(columns):
+            part = batch if limit is None else batch.slice(0, limit - done)
+            yield part
+            done += len(part)
+            bars.count("training set", "rows", done, total)
+            if done == limit:
+                return
+
+    # It has been checked for completeness, and need not be again.
+    checked = training.incomplete if training.incomplete == "null" else "stale"
+    return replace(training, spine=replace(training.spine, read=read), incomplete=checked)
+
+
+def _written(training: TrainingSet, path: Path) -> Answer:
+    rows, names = training.to_parquet(path), training.schema.names
     record = {"path": str(path), "rows": rows, "columns": names, "table_versions": training.table_versions}
     return record, [f"{counted(rows, 'row')} of {counted(len(names), 'column')} in {path}"]
 
 
-def _first_rows(training: TrainingSet, watched: TrainingSet, limit: int) -> Answer:
-    rows, is_cut = _taken(watched, limit)
-    types = training.selection.types()
+def _first_rows(training: TrainingSet, limit: int) -> Answer:
+    table, types = training.to_arrow(), training.selection.types()
+    rows, is_cut = table.slice(0, limit), len(table) > limit
     forms = {name: types[name].to_json if name in types else json_form for name in rows.column_names}
     values = {name: [forms[name](value) for value in rows[name].to_pylist()] for name in rows.column_names}
     record = {"rows": [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)], "is_cut": is_cut}
     return record, _shown(values, is_cut=is_cut)
-
-
-def _taken(training: TrainingSet, limit: int) -> tuple[pa.Table, bool]:
-    """Return the first rows, and whether there are more."""
-    import pyarrow as pa
-
-    held: list[pa.RecordBatch] = []
-    batches = training.to_batches()
-    while sum(map(len, held)) <= limit and (batch := next(batches, None)) is not None:
-        held.append(batch)
-    table = pa.Table.from_batches(held, training.schema)
-    return table.slice(0, limit), len(table) > limit
 
 
 def _shown(values: dict[str, list[Any]], *, is_cut: bool) -> Iterator[RenderableType]:
@@ -104,19 +113,3 @@ def _shown(values: dict[str, list[Any]], *, is_cut: bool) -> Iterator[Renderable
     yield from values_grid(values)
     if is_cut:
         yield f"These are the first {counted(rows, 'row')}; --limit shows more, --output FILE writes all."
-
-
-def _watched(training: TrainingSet, on_rows: Callable[[int, int | None], None]) -> TrainingSet:
-    """Return the same training set, which reports the spine's rows as it reads them."""
-    total = sum(map(len, training.spine.times()))
-
-    def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        done = 0
-        for batch in training.spine.read(columns):
-            yield batch
-            done += len(batch)
-            on_rows(done, total)
-
-    # It has been checked for completeness, and need not be again.
-    checked = training.incomplete if training.incomplete == "null" else "stale"
-    return replace(training, spine=replace(training.spine, read=read), incomplete=checked)

@@ -35,7 +35,12 @@ def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDB
     try:
         connection.execute("SET TimeZone = 'UTC'")
         yield connection
-    except duckdb.Error as reason:
+    except (duckdb.Error, RuntimeError) as reason:
+        # DuckDB turns Ctrl-C into an error of its own, and a Python one that it met into its text.
+        if "KeyboardInterrupt" in str(reason) or "Query interrupted" in str(reason):
+            raise KeyboardInterrupt from reason
+        if isinstance(reason, RuntimeError) and not isinstance(reason, duckdb.Error):
+            raise
         raise error(f"{what}: {reason}") from reason
     finally:
         connection.close()

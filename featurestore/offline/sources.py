@@ -13,9 +13,11 @@ types and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,8 +33,8 @@ _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
 _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
 _GLOB = set("*?[")
 
-SourceColumns = dict[str, str]
-"""The columns of a source and their DuckDB types."""
+SourceColumns = Mapping[str, tuple[str, ...]]
+"""The columns of a source and their DuckDB types: the one that holds all files' values, then those that single files have instead."""
 
 
 def source_files(source: FileSource, root: Path) -> list[str]:
@@ -51,7 +53,7 @@ def source_files(source: FileSource, root: Path) -> list[str]:
 
 
 def describe(source: FileSource, root: Path) -> SourceColumns:
-    """Return the columns that all files of a source have, each with the widest of its types.
+    """Return the columns that all files of a source have.
 
     Raises:
         SourceError: there is no file, one is no Parquet, or the types of a column cannot be brought together.
@@ -59,12 +61,22 @@ def describe(source: FileSource, root: Path) -> SourceColumns:
     """
     files = source_files(source, root)
     with session(SourceError, f"source {source.name!r} ({source.path})") as connection:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {parquet(files)}").fetchall()
+        together = _describe(connection, parquet(files))
         try:
-            partial = set().union(*({row[0] for row in rows} - set(pq.read_schema(file).names) for file in files))
+            schemas = [pq.read_schema(file).remove_metadata() for file in files]
         except (OSError, pa.ArrowException) as reason:
             raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
-    return {row[0]: row[1] for row in rows if row[0] not in partial}
+        is_uniform = all(schema.equals(schemas[0]) for schema in schemas)
+        alone = [] if is_uniform else [_describe(connection, parquet([file])) for file in files]
+    return {
+        name: tuple(dict.fromkeys([type_, *(types[name] for types in alone)]))
+        for name, type_ in together.items()
+        if all(name in types for types in alone)
+    }
+
+
+def _describe(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()}
 
 
 def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) -> list[tuple[str, str]]:
@@ -89,16 +101,16 @@ def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) ->
             continue
         if name not in columns:
             faults.append((role, f"{where} has no column {name!r}; {known_names(name, columns)}"))
-        elif columns[name] not in _TIME_TYPES:
-            faults.append((role, f"column {name!r} of {where} is {columns[name]}, not a timestamp"))
+        elif not _TIME_TYPES.issuperset(columns[name]):
+            faults.append((role, f"column {name!r} of {where} is {' and '.join(columns[name])}, not a timestamp"))
     return faults
 
 
 def _column_fault(field: Field, columns: SourceColumns, where: str) -> str | None:
     if field.name not in columns:
         return f"{where} has no column {field.name!r}; {known_names(field.name, columns)}"
-    if not field.type.accepts_sql(columns[field.name]):
-        found = f"column {field.name!r} of {where} is {columns[field.name]}"
+    if not all(map(field.type.accepts_sql, columns[field.name])):
+        found = f"column {field.name!r} of {where} is {' and '.join(columns[field.name])}"
         return f"{found}, which {field.type} cannot hold without loss; declare another type or CAST it in sql"
     return None
 
@@ -150,15 +162,15 @@ def _source_query(view: FeatureView, root: Path, columns: SourceColumns) -> str:
 
 def _describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> SourceColumns:
     with session(SourceError, f"the SQL of view {view.name!r}") as connection:
-        rows = connection.execute(f"DESCRIBE SELECT * FROM {_source_query(view, root, columns)}").fetchall()
-    return {row[0]: row[1] for row in rows if row[0] != "__file_seq"}
+        described = _describe(connection, _source_query(view, root, columns))
+    return {name: (type_,) for name, type_ in described.items() if name != "__file_seq"}
 
 
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:
     if column is None:
         return f"NULL::TIMESTAMPTZ AS {name}"
     micros = f"epoch_us({identifier(column)}::TIMESTAMP::TIMESTAMPTZ)"
-    if columns[column] in _NANOSECONDS:
+    if columns[column][0] in _NANOSECONDS:
         # Rounded down, as spines are; SQL's remainder takes the sign of the dividend, so it is moved into [0, 1000) first.
         nanos = f"epoch_ns({identifier(column)})"
         micros = f"({nanos} - (({nanos} % 1000) + 1000) % 1000) // 1000"
@@ -173,7 +185,7 @@ def _visible_micros(view: FeatureView) -> str:
         known = f"greatest({known}, coalesce(epoch_us(__created_time), {known}))"
     refresh, delay = duration_micros(view.refresh), duration_micros(view.source.delay)
     if refresh:
-        # SQL's remainder takes the sign of the dividend, so it is moved into [0, refresh) first.
-        known = f"{known} + ({refresh} - (({known} % {refresh}) + {refresh}) % {refresh}) % {refresh}"
+        # SQL's remainder takes the sign of the dividend; the outer one brings both signs to [0, refresh).
+        known = f"{known} + ({refresh} - {known} % {refresh}) % {refresh}"
     # An event time that is null gives no visible time, and arithmetic on null stays null.
     return f"CASE WHEN __event_time IS NOT NULL THEN {known} + {delay} END"

@@ -8,6 +8,7 @@ is kept in a temporary Arrow file first.
 from __future__ import annotations
 
 import errno
+import re
 import shutil
 import tempfile
 import weakref
@@ -20,17 +21,16 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from featurestore.errors import OfflineStoreError, SpineError, known_names
+from featurestore.errors import InputError, OfflineStoreError, SpineError, known_names
 from featurestore.offline.session import session
-from featurestore.types import ValueType
+from featurestore.types import ValueType, as_key_column
 
 __all__ = ["Spine", "key_column", "open_spine", "times_of"]
 
 _BATCH_ROWS = 122_880
-_SQL = ("select", "with", "from", "(")
+_SQL = re.compile(r"\s*(?:--.*\s+)*(?:select|with|from|values)[\s(*\"']|\s*\(\s*(?:select|with|from|values)\s", re.IGNORECASE)
 
 Batches = Callable[[Sequence[str] | None], Iterator[pa.RecordBatch]]
 
@@ -86,7 +86,7 @@ def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -
 
 
 def _batches(source: Any) -> tuple[pa.Schema, Batches]:
-    if isinstance(source, Path) or (isinstance(source, str) and not source.lstrip().lower().startswith(_SQL)):
+    if isinstance(source, Path) or (isinstance(source, str) and not _SQL.match(source)):
         return _parquet(Path(source))
     if isinstance(source, str):
         with session(SpineError, "the spine's SQL") as connection:
@@ -100,7 +100,7 @@ def _batches(source: Any) -> tuple[pa.Schema, Batches]:
             return _spooled(source.to_arrow_reader(_BATCH_ROWS))
         if hasattr(source, "__arrow_c_stream__"):
             return _spooled(pa.RecordBatchReader.from_stream(source))
-    except (pa.ArrowException, duckdb.Error) as reason:
+    except (pa.ArrowException, duckdb.Error, ValueError) as reason:
         raise SpineError(f"the spine cannot be read: {reason}") from reason
     raise SpineError(
         f"a {type(source).__name__} is no spine; pass an Arrow table, a pandas or Polars frame, a DuckDB relation, "
@@ -164,31 +164,8 @@ def times_of(column: pa.Array | pa.ChunkedArray, name: str) -> npt.NDArray[np.in
 
 
 def key_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
-    """Return a key column in its declared type; SpineError for a type whose values could change on the way."""
-    plain = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
-    if not pa.types.is_null(plain.type) and not _KEY_TYPES[type_.name](plain.type):
-        raise SpineError(f"key column {name!r} is {column.type}, but the key is declared {type_}; cast it", name=name)
+    """Return a key column of the spine in its declared type; SpineError for a type whose values could change on the way."""
     try:
-        cast = pc.cast(plain, type_.arrow)
-    except pa.ArrowInvalid as reason:
-        raise SpineError(f"key column {name!r} holds a value that {type_} cannot: {reason}", name=name) from reason
-    return cast if isinstance(cast, pa.ChunkedArray) else pa.chunked_array([cast])
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
-
-
-def _is_binary(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_) or pa.types.is_fixed_size_binary(type_))
-
-
-_KEY_TYPES: dict[str, Callable[[pa.DataType], bool]] = {
-    "String": _is_text,
-    "Bytes": _is_binary,
-    "Int64": pa.types.is_integer,
-    "Int32": pa.types.is_integer,
-    "Bool": pa.types.is_boolean,
-    "Date": pa.types.is_date,
-    "Timestamp": pa.types.is_timestamp,
-}
+        return as_key_column(column, name, type_)
+    except InputError as reason:
+        raise SpineError(str(reason), name=name) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +78,7 @@ class TrainingSet:
         return pa.Table.from_batches(self.to_batches(), self.schema)
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the whole result as a pandas frame. Columns with nulls have nullable types, so an int64 stays one."""
+        """Return the whole result as a pandas frame. Integers and booleans are nullable, so an int64 beside a null stays one."""
         import pandas as pd
 
         return self.to_arrow().to_pandas(types_mapper=_pandas_types(pd).get)
@@ -97,10 +98,11 @@ class TrainingSet:
                     writer.write_batch(batch)
                     rows += len(batch)
             partial.replace(target)
-        except OSError as reason:
+        except (OSError, pa.ArrowException) as reason:
             raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink()
         return rows
 
     def _with_features(self, chunk: pa.Table) -> pa.Table:

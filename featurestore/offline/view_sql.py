@@ -100,6 +100,8 @@ def _expression_faults(node: dict[str, Any]) -> Iterator[str]:
 
 def _fault(part: dict[str, Any]) -> str | None:
     kind = part["class"]
+    if part.get("alias") == "__file_seq" or part.get("column_names") == ["__file_seq"]:
+        return "__file_seq is the library's own column"
     if kind in _NOT_ROW_LOCAL:
         return f"{_NOT_ROW_LOCAL[kind]} is not row-local"
     if kind == "COLUMN_REF" and len(part["column_names"]) == 1 and part["column_names"][0].lower() in _MOMENTARY:

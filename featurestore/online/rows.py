@@ -5,7 +5,7 @@
     1       8     event time, int64, microseconds; -2**63 in rows of static views
     9       8     order, int64: the number of the run that wrote the row (T8)
     17      b     null bitmap, b = ceil(features / 8): bit i % 8 of byte i // 8 is set if feature i is null
-    17 + b  f     slots, in declared order without padding; the slot of a null is zero
+    17 + b  f     slots, in declared order without padding; that of a null is zero, or of variable width an empty value
     …             tail: the values of variable width, in declared order; those of nulls are empty
 
     type        slot

@@ -18,6 +18,7 @@ import pyarrow as pa
 import redis
 
 from featurestore.clock import duration_micros
+from featurestore.errors import OnlineStoreError
 from featurestore.online.connection import connect, translated
 from featurestore.online.keys import key_bytes, marker, online_key, pattern
 from featurestore.online.rows import HEADER_BYTES, NO_EVENT_TIME, RowCodec, deleted_row, is_deleted
@@ -36,10 +37,10 @@ _WRITE = """
 local low, high = tonumber(ARGV[1]), tonumber(ARGV[2])
 local written = 0
 for i, key in ipairs(KEYS) do
-  local stored = redis.call('GETRANGE', key, 9, 16)
+  local stored = redis.call('GETRANGE', key, 0, 16)
   local newer = false
-  if #stored == 8 then
-    local stored_low, stored_high = struct.unpack('<I4I4', stored)
+  if #stored == 17 and string.byte(stored) <= 1 then
+    local stored_low, stored_high = struct.unpack('<I4I4', stored, 10)
     newer = stored_high > high or (stored_high == high and stored_low > low)
   end
   if not newer then
@@ -114,7 +115,11 @@ class OnlineStore:
         """Return the run whose load the store holds in full; none if there is no marker, as on a server that lost its data."""
         with translated(self._settings):
             value = self._client.get(marker(version.uid))
-        return int(value) if isinstance(value, bytes) else None
+        if value is None:
+            return None
+        if not isinstance(value, bytes) or not value.isdigit():
+            raise OnlineStoreError(f"the online store's key {marker(version.uid)!r} is not ours: remove it, then run again")
+        return int(value)
 
     def write(
         self,

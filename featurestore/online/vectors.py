@@ -11,7 +11,7 @@ import pyarrow as pa
 from featurestore.errors import InputError, known_names
 from featurestore.online.store import OnlineRows, OnlineStore, Status
 from featurestore.registry.selection import Selection
-from featurestore.types import ValueType
+from featurestore.types import ValueType, as_key_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,9 +95,8 @@ def _key_columns(wanted: Mapping[str, ValueType], given: Mapping[str, Sequence[A
 def _key_column(name: str, type_: ValueType, values: Sequence[Any]) -> pa.ChunkedArray:
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
         raise InputError(f"key {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
-    if type_.name != "Bool" and any(value is True or value is False for value in values):
-        raise InputError(f"key {name!r} is {type_}, and true and false are none", name=name)
     try:
-        return pa.chunked_array([pa.array(values, type_.arrow)])
+        column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as reason:
         raise InputError(f"key {name!r} holds a value that is no {type_}: {reason}", name=name) from reason
+    return as_key_column(column, name, type_)

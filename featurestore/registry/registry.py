@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from featurestore.definitions import FeatureView, canonical_json, fingerprint, from_spec, to_spec
-from featurestore.errors import ConflictError, RegistryError
+from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
 from featurestore.registry.plan import Plan
 from featurestore.registry.schema import SCHEMA_VERSION, changes, meta, metadata, objects, runs, versions
 from featurestore.registry.settling import ObjectState, settle
@@ -34,7 +34,11 @@ class Registry:
             self._engine = sa.create_engine(url)
             if self._engine.dialect.name == "sqlite" and self._engine.url.database:
                 Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-        except (SQLAlchemyError, ImportError, OSError) as reason:
+        except ModuleNotFoundError as reason:
+            if url.startswith("postgresql"):
+                raise MissingDependencyError("psycopg", "postgres", "a PostgreSQL registry") from reason
+            raise RegistryError(f"cannot open the registry {shown_url}: {reason}") from reason
+        except (SQLAlchemyError, OSError) as reason:
             raise RegistryError(f"cannot open the registry {shown_url}: {reason}") from reason
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
