@@ -6,8 +6,8 @@ from featurestore.types import Bool, Float64, Int32, Int64, String
 from .entities import aircraft, airport, carrier, route
 from .sources import airlines, departures, landings, planes, weather
 
-# Hourly weather. `refresh` says that the view is materialized every hour, so serving sees an observation from the next full hour on,
-# plus the source's delay, and training sees exactly the same. After six hours an observation says nothing any more: `ttl`.
+# Hourly weather. `refresh` says that the view is materialized every hour, so serving sees an observation from the next full hour
+# on, plus the source's delay, and training sees exactly the same. After six hours an observation says nothing any more: `ttl`.
 # The file calls the airport `origin`; `sql` renames it, since weather belongs to an airport in any role.
 airport_weather = FeatureView(
     "airport_weather",

@@ -104,10 +104,8 @@ class FeatureStore:
 
         """
         interval = _instant(start, "start"), _instant(end, "end")
-        if interval[1] is not None and interval[1] > self.clock():
-            raise InputError(
-                f"end {instant_text(interval[1])} lies in the future; it is {instant_text(self.clock())} now", name="end"
-            )
+        if interval[1] is not None and interval[1] > (now := self.clock()):
+            raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
         materialization = Materialization(self.settings, self.registry, self.online, self.clock)
         reports: list[Report] = []
         failures: dict[str, FeatureStoreError] = {}

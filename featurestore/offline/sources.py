@@ -34,7 +34,7 @@ _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WI
 _GLOB = set("*?[")
 
 SourceColumns = Mapping[str, tuple[str, ...]]
-"""The columns of a source and their DuckDB types: the one that holds all files' values, then those that single files have instead."""
+"""The columns of a source and their DuckDB types: the one that holds all files' values, then what single files have instead."""
 
 
 def source_files(source: FileSource, root: Path) -> list[str]:
