@@ -1,7 +1,7 @@
 """Where rows come from: Parquet files, and which of their columns say when a row became true.
 
-The difference between training and serving begins here. A landing is true at `arrived_at`, but the store learns of it later: `delay` says
-how much later, and no training row sees it before that.
+The difference between training and serving begins here. A landing is true at `arrived_at`, but the store learns of it later:
+`delay` says how much later, and no training row sees it before that.
 """
 
 from featurestore import FileSource
