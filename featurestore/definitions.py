@@ -1,25 +1,23 @@
 """What a user declares: entities, sources, feature views, aliases and feature services.
 
-Definitions are frozen values: sequences become tuples, equality is by value, and `to_spec` gives the JSON that the registry keeps.
+Definitions are frozen values: sequences become tuples, equality is by value, and `specs.py` writes them as the JSON that the
+registry keeps.
 A constructor checks what it can see by itself; what needs the other definitions or the source is checked by `repo.py`.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BeforeValidator,
     ConfigDict,
     PlainSerializer,
-    TypeAdapter,
     model_validator,
 )
 from pydantic.dataclasses import dataclass
@@ -369,10 +367,6 @@ KINDS: dict[type, str] = {
     Alias: "alias",
     FeatureService: "feature service",
 }
-METADATA = ("description", "owner", "tags")
-"""Fields that describe and do not alter values: a change of them makes no new version (T11)."""
-
-_T = TypeVar("_T")
 
 
 def _check_distinct(what: str, names: Iterable[str]) -> None:
@@ -381,67 +375,3 @@ def _check_distinct(what: str, names: Iterable[str]) -> None:
         if name in seen:
             raise ValueError(f"{what} {name!r} is named twice")
         seen.add(name)
-
-
-_ADAPTERS: dict[type, TypeAdapter[Any]] = {}
-
-
-def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
-    if kind not in _ADAPTERS:
-        _ADAPTERS[kind] = TypeAdapter(kind)
-    return _ADAPTERS[kind]
-
-
-def to_spec(definition: Definition) -> dict[str, Any]:
-    """Return a definition as JSON-ready data, everything it refers to included."""
-    spec: dict[str, Any] = _adapter(type(definition)).dump_python(definition, mode="json", exclude={"_"})
-    return spec
-
-
-def from_spec(kind: type[_T], spec: Mapping[str, Any]) -> _T:
-    """Return the definition that `to_spec` wrote."""
-    definition: _T = _adapter(kind).validate_python(spec)
-    return definition
-
-
-def to_reference_spec(definition: Definition) -> dict[str, Any]:
-    """Return a definition as JSON-ready data in which other definitions stand by name: what `plan` compares."""
-    spec = to_spec(definition)
-    if isinstance(definition, FeatureView):
-        spec["entities"] = [entity.name for entity in definition.entities]
-        spec["source"] = definition.source.name
-    elif isinstance(definition, Alias):
-        spec["view"] = definition.view.name
-    elif isinstance(definition, FeatureService):
-        spec["features"] = [_reference(member) for member in definition.features]
-    return spec
-
-
-def _reference(member: FeatureView | Alias | Projection | str) -> str | dict[str, Any]:
-    if isinstance(member, str):
-        return member
-    if isinstance(member, Projection):
-        return {"view": member.view.name, "features": list(member.features)}
-    return {"view": member.name, "features": None}
-
-
-def canonical_json(spec: Any) -> str:
-    """Write JSON-ready data in the one form that is hashed and compared."""
-    return json.dumps(spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def value_spec(view: FeatureView) -> dict[str, Any]:
-    """Return what determines a view's values, as JSON-ready data: its spec without descriptions and what only moves rows about."""
-    spec = to_spec(view)
-    for part in (spec, spec["source"], *spec["entities"]):
-        for field in METADATA:
-            del part[field]
-    # Names of entities carry no value, and where or how far back rows are kept online alters none.
-    spec["entities"] = [key for entity in spec["entities"] for key in entity["join_keys"]]
-    del spec["online"], spec["lookback"]
-    return spec
-
-
-def fingerprint(view: FeatureView) -> str:
-    """Return a hash of all that determines a view's values; equal fingerprints share a version (T11)."""
-    return hashlib.sha256(canonical_json(value_spec(view)).encode()).hexdigest()[:32]

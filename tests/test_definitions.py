@@ -16,15 +16,8 @@ from pydantic import ValidationError
 
 import featurestore
 from featurestore import Alias, Entity, FeatureService, FeatureView, Field, FileSource, definitions
-from featurestore.definitions import (
-    METADATA,
-    Projection,
-    canonical_json,
-    fingerprint,
-    from_spec,
-    to_reference_spec,
-    to_spec,
-)
+from featurestore.definitions import Projection
+from featurestore.specs import METADATA, canonical_json, fingerprint, from_spec, to_reference_spec, to_spec
 from featurestore.types import KEY_TYPES, Array, Bool, Float32, Float64, Int32, Int64, String
 
 airport = Entity("airport", join_keys={"origin": String})

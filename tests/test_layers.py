@@ -15,6 +15,7 @@ LAYERS = (  # lowest first
     "featurestore.clock",
     "featurestore.types",
     "featurestore.definitions",
+    "featurestore.specs",
     "featurestore.settings",
     "featurestore.registry",
     "featurestore.offline",

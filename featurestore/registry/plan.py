@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore.definitions import KINDS, Definition, FeatureView, fingerprint, to_reference_spec, value_spec
+from featurestore.definitions import KINDS, Definition, FeatureView
 from featurestore.registry.state import Applied, Version
+from featurestore.specs import fingerprint, to_reference_spec, value_spec
 
 __all__ = ["Change", "FieldChange", "NewVersion", "Plan", "make_plan"]
 

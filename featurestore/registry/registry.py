@@ -15,12 +15,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from featurestore.definitions import FeatureView, canonical_json, fingerprint, from_spec, to_spec
+from featurestore.definitions import FeatureView
 from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
 from featurestore.registry.plan import Plan
 from featurestore.registry.schema import SCHEMA_VERSION, changes, meta, metadata, objects, runs, versions
 from featurestore.registry.settling import ObjectState, settle
 from featurestore.registry.state import Applied, Coverage, Loaded, Run, Version
+from featurestore.specs import canonical_json, fingerprint, from_spec, to_spec
 
 __all__ = ["Registry"]
 
