@@ -165,3 +165,8 @@ def _container() -> Iterator[str]:
     containers = pytest.importorskip("testcontainers.redis")
     with containers.RedisContainer() as container:
         yield f"redis://{container.get_container_host_ip()}:{container.get_exposed_port(6379)}/0"
+
+
+# Fixtures of several files: the command lines' (test_cli_*) and the HTTP service's (test_server_*)
+
+pytest_plugins = ["tests.commands", "tests.service"]

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from featurestore.errors import InputError
+from featurestore.types import Int64, Timestamp
+from featurestore_server.values import from_json, has_json_form, to_json, untyped_from_json
+from tests.conftest import NOON, TIME, at
+from tests.service import BIG
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        (pa.array([0, None, 2**63 - 1], TIME), ["1970-01-01T00:00:00Z", None, "294247-01-10T04:00:54.775807Z"]),
+        (pa.array([5], pa.timestamp("ms", "Europe/Berlin")), ["1970-01-01T00:00:00.005Z"]),
+        (pa.array([2**31 - 1, None], pa.date32()), ["5881580-07-11", None]),
+        (pa.array([1.0, -0.0, math.nan, None]), [1.0, -0.0, "NaN", None]),
+        (pa.array([[1, 2], None, [5, 6]], pa.list_(pa.int64(), 2)).slice(1), [None, [5, 6]]),
+        (pa.array([[1.0], [2.0, math.inf], None]).slice(1, 1), [[2.0, "Infinity"]]),
+        (pa.array([{"a": 1}, None]), [{"a": 1}, None]),
+        (pa.array(["x", None]).dictionary_encode(), ["x", None]),
+        (pa.nulls(2), [None, None]),
+        (pa.chunked_array([], pa.int64()), []),
+    ],
+)
+def test_columns_to_json(column: pa.Array, expected: list[Any]) -> None:
+    """Columns become lists; slices, nulls and times of any year included."""
+    assert has_json_form(column.type)
+    assert repr(to_json(column)) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "type_"),
+    [
+        ([1, None, -(2**63)], pa.int64()),
+        ([2**64 - 1], pa.uint64()),
+        ([1, 1.5, "NaN", "-Infinity", None], pa.float64()),
+        (["NaN", None], pa.string()),
+        ([True, None], pa.bool_()),
+        ([None, None], pa.null()),
+        ([], pa.null()),
+        ([[1, 2], None, []], pa.list_(pa.int64())),
+        ([[0.5, "NaN"], ["Infinity"]], pa.list_(pa.float64())),
+    ],
+)
+def test_columns_without_a_declared_type(values: list[Any], type_: pa.DataType) -> None:
+    """A column of a spine takes the type of its values, and its JSON is what was sent."""
+    column = untyped_from_json("x", values)
+
+    assert column.type == type_
+    assert to_json(column) == values
+
+
+@pytest.mark.parametrize("values", [[1, "a"], [1, True], [{}], [[1], 1], [BIG, 0.5], [2**64 - 1, -1], [[1, "a"]]])
+def test_columns_of_several_kinds_are_refused(values: list[Any]) -> None:
+    """Values of several kinds, or that one type cannot hold exactly, are no column."""
+    with pytest.raises(InputError, match="'x'"):
+        untyped_from_json("x", values)
+
+
+def test_declared_columns_are_exact() -> None:
+    """Declared types take their JSON forms and nothing else."""
+    assert from_json("x", Int64, [BIG, None]).to_pylist() == [BIG, None]
+    assert from_json("x", Timestamp, ["2013-06-01T14:00:00+02:00", "2013-06-01 12:00"]).to_pylist() == [at(NOON), at(NOON)]
+    with pytest.raises(InputError, match="its value 1, '2', is none"):
+        from_json("x", Int64, [1, "2"])
