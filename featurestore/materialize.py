@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
-from featurestore.errors import GapError, InputError, OfflineStoreError, SourceError
+from featurestore.errors import GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
@@ -35,6 +35,7 @@ __all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
 _CHUNK_ROWS = 5_000_000
 _READ_ROWS = 122_880
 _LOAD_ROWS = 100_000
+_LOAD_BYTES = 100_000_000
 _STATIC = (BEGINNING - 1, BEGINNING)
 
 
@@ -122,7 +123,7 @@ class _Run:
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
         beginning = None if interval[0] < BEGINNING else interval[0]
-        run = self.registry.start_run(self.version, beginning, until, now=self.now)
+        run = self.registry.start_run(self.version, beginning, until, now=self.now, above=self._last_run_online())
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
@@ -135,6 +136,15 @@ class _Run:
             raise
         self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), loaded=loaded)
         return report
+
+    def _last_run_online(self) -> int:
+        """Return the run that the online store names, which a registry restored from a copy may not know of any more."""
+        if not self.view.online:
+            return 0
+        try:
+            return self.online.loaded_run(self.version) or 0
+        except OnlineStoreError:
+            return 0  # the offline part can be done; the online part will say what is wrong
 
     # The interval
 
@@ -150,6 +160,8 @@ class _Run:
 
     def _interval(self, start: int | None, end: int | None) -> tuple[int, int]:
         last = self.now if end is None else end
+        if self.version.state == "candidate" and self.version.coverage is None:
+            start = None  # a run that heals what serves gives the candidate its first rows, from its beginning
         first = self._covered_until - duration_micros(self.view.lookback) if start is None else start
         if start is not None and start >= last:
             raise InputError(f"start {instant_text(start)} is not before end {instant_text(last)}", name="start")
@@ -178,10 +190,10 @@ class _Run:
         before = self.version
         if interval[0] < interval[1]:
             for first, last in found.chunks(*interval, _CHUNK_ROWS):
-                snapshot, count = self._replace(rows, (first, last), report, found.rows)
+                snapshot, count = self._replace((first, last), report, found.rows)
                 report = replace(report, rows=report.rows + count, chunks=report.chunks + 1)
                 self._cover(max(self._covered_until, last), snapshot)
-        if self.view.is_static or self.version.coverage is None:
+        if self.view.is_static or (self.version.coverage is None and interval[1] <= self.now):
             self._cover(self.now if self.view.is_static else interval[1], self.table.snapshot())
         elif before.coverage is not None:
             with session(SourceError, self._source) as connection:
@@ -190,8 +202,9 @@ class _Run:
             report = replace(report, late=late)
         return report
 
-    def _replace(self, rows: ViewRows, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
+    def _replace(self, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
         visible = "epoch_us(__visible_time)"
+        rows = view_rows(self.view, self.settings.root, chunk)
         query = f"SELECT * FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {chunk[0]} AND {visible} <= {chunk[1]}"
         failures: list[Exception] = []
         with session(SourceError, self._source) as connection:
@@ -241,7 +254,8 @@ class _Run:
             files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
         written = deleted = 0
         total = sum(file.rows for file in files.values())
-        for keys in self._distinct_keys(sorted(files)):
+        batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row(self._features)))
+        for keys in self._distinct_keys(sorted(files), batch):
             values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
             present, absent = pa.array(values.present), pa.array(~values.present)
             kept = [key.filter(present) for key in keys]
@@ -259,7 +273,7 @@ class _Run:
     def _features(self) -> list[str]:
         return [each.name for each in self.view.fields]
 
-    def _distinct_keys(self, files: list[Path]) -> Iterator[list[pa.ChunkedArray]]:
+    def _distinct_keys(self, files: list[Path], batch: int) -> Iterator[list[pa.ChunkedArray]]:
         """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""
         if not files:
             return
@@ -267,8 +281,8 @@ class _Run:
         columns = ", ".join(map(identifier, names))
         query = f"SELECT {columns} FROM {parquet(files)} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
         with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
-            for batch in connection.sql(query).to_arrow_reader(_LOAD_ROWS):
-                table = pa.Table.from_batches([batch])
+            for part in connection.sql(query).to_arrow_reader(batch):
+                table = pa.Table.from_batches([part])
                 yield [table[key.name].cast(key.type.arrow) for key in self.view.join_keys]
 
 

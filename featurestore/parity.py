@@ -24,7 +24,10 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class ViewParity:
-    """How the online rows of some keys compare with the offline values at the watermark. Counts are keys, `values` features."""
+    """How the online rows of some keys compare with the offline values at the watermark.
+
+    Counts are keys; `values` counts the features of the keys that are present on a side.
+    """
 
     view: str
     compared: int
@@ -80,7 +83,7 @@ def _compared(version: Version, keys: Sequence[pa.ChunkedArray], offline: Values
     return ViewParity(
         version.view.name,
         len(offline.present),
-        len(offline.present) * len(fields),
+        int((offline.present | is_online).sum()) * len(fields),
         int(different.sum()),
         int(missing.sum()),
         int(extra.sum()),

@@ -81,6 +81,8 @@ class _Loading(importlib.abc.MetaPathFinder):
             modules = {file: importlib.import_module(name) for name, file in self.files.items()}
         finally:
             sys.meta_path.remove(self)
+            for name in [name for name in sys.modules if name.split(".")[0] == self.package]:
+                del sys.modules[name]
         return _collect({str(file.relative_to(self.root)): module for file, module in modules.items()}, self.made)
 
     def _modules(self) -> Iterator[tuple[str, Path]]:

@@ -137,4 +137,4 @@ def load_settings(root: Path) -> Settings:
 def redacted(url: str) -> str:
     """Return a URL without its password, fit for messages and logs."""
     without_user = re.sub(r"^((?:\w[\w+.-]*://)?+)([^/@:]*):(.*)@", r"\1\2:***@", url)
-    return re.sub(r"([?&]password=)[^&]*", r"\1***", without_user)
+    return re.sub(r"([?&;]\w*password=)[^&;]*", r"\1***", without_user, flags=re.IGNORECASE)

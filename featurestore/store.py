@@ -6,6 +6,7 @@ import datetime as dt
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from featurestore.online import embedded
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, look_up
 from featurestore.parity import ViewParity, compare
+from featurestore.registry.lease import lease
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
@@ -114,7 +116,8 @@ class FeatureStore:
             try:
                 report = materialization.run(version, *interval, progress)
             except FeatureStoreError as reason:
-                failures[version.view.name] = reason
+                name = version.view.name
+                failures[name if name not in failures else f"{name} v{version.number}"] = reason
             else:
                 reports.append(report)
                 on_report(report)
@@ -217,16 +220,25 @@ class FeatureStore:
         return embedded.stop(self.settings.state / "online")
 
     def teardown(self) -> None:
-        """Remove everything that the repo made: online rows, offline tables, registry and state. Definitions and sources stay."""
-        if self.settings.online.url != "embedded":
-            for version in self.registry.applied().versions:
-                self.online.drop(version)
-        self.close()
-        self.stop()
-        for version in self.registry.applied().versions:
-            shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
-        self.registry.drop()
-        shutil.rmtree(self.settings.state, ignore_errors=True)
+        """Remove everything that the repo made: online rows, offline tables, registry and state. Definitions and sources stay.
+
+        Raises:
+            RunInProgressError: a view is being materialized; nothing is removed.
+
+        """
+        versions = self.registry.applied().versions
+        with ExitStack() as leases:
+            for version in versions:  # no run may go on over what is removed
+                leases.enter_context(lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"))
+            if self.settings.online.url != "embedded":
+                for version in versions:
+                    self.online.drop(version)
+            self.close()
+            self.stop()
+            for version in versions:
+                shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
+            self.registry.drop()
+            shutil.rmtree(self.settings.state, ignore_errors=True)
 
 
 def _wanted(features: Features) -> str | list[str]:

@@ -212,6 +212,13 @@ def _is_of_kind(arrow: pa.DataType, type_: ValueType) -> bool:
     return any(is_it(arrow) for is_it in kinds[type_.name])
 
 
+def pandas_type(arrow: pa.DataType) -> Any:
+    """Return the pandas type that keeps a column's values beside nulls, none where pandas' own choice does."""
+    import pandas as pd
+
+    return {"int32": pd.Int32Dtype(), "int64": pd.Int64Dtype(), "bool": pd.BooleanDtype()}.get(str(arrow))
+
+
 def _parse(value: Any) -> ValueType:
     if isinstance(value, ValueType):
         return value

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import sqlite3
 import subprocess
@@ -206,9 +205,9 @@ def test_a_folder_that_cannot_be_made_is_a_registry_error(open_registry: Open, t
         open_registry(file=tmp_path / "file" / "registry.db")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="psycopg is installed")
-def test_a_missing_driver_names_its_extra() -> None:
+def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """A PostgreSQL registry without the driver says which extra brings it."""
+    monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'featurestore\[postgres\]'"):
         Registry("postgresql+psycopg://me@127.0.0.1:1/fs", "test", "postgresql+psycopg://me@127.0.0.1:1/fs")
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore import FeatureService, FeatureStore
-from featurestore.errors import InputError, NotFoundError
+from featurestore.errors import IncompleteError, InputError, NotFoundError
 from featurestore.online.store import Status
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 
@@ -282,11 +282,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(applied: FeatureStore, fea
         applied.get_online_features(KEYS, features)
 
 
-def test_before_anything_is_loaded_nothing_is_found(repo: Repo, store: FeatureStore) -> None:
-    """A view without a run answers NOT_FOUND for every key; one without an apply has no names."""
+def test_before_anything_is_loaded_a_lookup_is_an_error(repo: Repo, store: FeatureStore) -> None:
+    """A view without a run has no values to find, which is no NOT_FOUND; one without an apply has no name."""
     repo.define(DEFINITIONS + 'more = FeatureView("more", entities=[airport], source=weather, fields={"gusts": Int64})')
     with pytest.raises(NotFoundError, match="no feature view 'more'"):
         store.get_online_features({"origin": ["EWR"]}, ["more:gusts"])
     store.apply()
 
-    assert store.get_online_features({"origin": ["EWR"]}, ["more:gusts"]).statuses == {"more": [NOT_FOUND]}
+    with pytest.raises(IncompleteError, match="'more' is not loaded online yet; materialize it"):
+        store.get_online_features({"origin": ["EWR"]}, ["more:gusts"])

@@ -128,8 +128,11 @@ class ViewRows:
         return " AND ".join(f"{identifier(key.name)} IS NOT NULL" for key in self.view.join_keys)
 
 
-def view_rows(view: FeatureView, root: Path) -> ViewRows:
+def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = None) -> ViewRows:
     """Return the query that reads a view's rows out of its source, rows with null keys and times included.
+
+    `within` bounds the visible times that will be asked for, so that files are read only where they can hold such rows; rows
+    outside may come all the same.
 
     Raises:
         SourceError: the source has no file, or its columns no longer give what the view declares.
@@ -143,9 +146,24 @@ def view_rows(view: FeatureView, root: Path) -> ViewRows:
     selected = [f"CAST({identifier(field.name)} AS {field.type.sql}) AS {identifier(field.name)}" for field in names]
     given = _describe_sql(view, root, columns) if view.sql is not None else columns
     times = [_time(view.source.event_time, given, "__event_time"), _time(view.source.created_time, given, "__created_time")]
-    rows = f"SELECT {', '.join([*selected, *times, '__file_seq AS __seq'])} FROM {_source_query(view, root, columns)}"
+    source = _source_query(view, root, columns) + _skipping(view, given, within)
+    rows = f"SELECT {', '.join([*selected, *times, '__file_seq AS __seq'])} FROM {source}"
     visible = f"SELECT *, make_timestamptz({_visible_micros(view)}) AS __visible_time FROM ({rows})"
     return ViewRows(view, f"({visible})")
+
+
+def _skipping(view: FeatureView, columns: SourceColumns, within: tuple[int, int] | None) -> str:
+    """Return a condition on the plain event time, which Parquet's statistics can answer; visible times are computed."""
+    name = view.source.event_time
+    constants: dict[tuple[str, ...], str] = {("TIMESTAMP WITH TIME ZONE",): "make_timestamptz", ("TIMESTAMP",): "make_timestamp"}
+    if within is None or name is None or view.source.visible_from == "created_time" or columns[name] not in constants:
+        return ""
+    make = constants[columns[name]]
+    start, end = (bound - duration_micros(view.source.delay) for bound in within)
+    conditions = [f"{identifier(name)} <= {make}({end})"] if end <= LAST else []
+    if start - duration_micros(view.refresh) >= BEGINNING:
+        conditions.append(f"{identifier(name)} > {make}({start - duration_micros(view.refresh)})")
+    return f" WHERE {' AND '.join(conditions)}" if conditions else ""
 
 
 def _source_query(view: FeatureView, root: Path, columns: SourceColumns) -> str:

@@ -121,8 +121,11 @@ def _parquet(path: Path) -> tuple[pa.Schema, Batches]:
         raise SpineError(f"the spine {path} cannot be read as Parquet: {reason}") from reason
 
     def read(columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(_BATCH_ROWS, columns=list(columns) if columns else None)
+        try:
+            with pq.ParquetFile(path) as file:
+                yield from file.iter_batches(_BATCH_ROWS, columns=list(columns) if columns else None)
+        except (OSError, pa.ArrowException) as reason:
+            raise SpineError(f"the spine {path} cannot be read as Parquet: {reason}") from reason
 
     return schema.remove_metadata(), read
 

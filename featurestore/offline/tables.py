@@ -31,6 +31,7 @@ from pathlib import Path
 import duckdb
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
@@ -82,6 +83,20 @@ class Snapshot:
     def rows(self) -> int:
         """How many rows the table holds at this version."""
         return sum(file.rows for file in self.files)
+
+    def bytes_per_row(self, columns: Sequence[str]) -> int:
+        """Estimate how many bytes a row of these columns takes, from what the files say; at least 1."""
+        largest = 1
+        for file in self.files:
+            try:
+                groups = pq.read_metadata(file.path)
+            except (OSError, pa.ArrowException) as reason:
+                raise OfflineStoreError(f"cannot read {file.path}: {reason}") from reason
+            parts = [groups.row_group(number) for number in range(groups.num_row_groups)]
+            stored = [part.column(index) for part in parts for index in range(part.num_columns)]
+            size = sum(each.total_uncompressed_size for each in stored if each.path_in_schema.split(".")[0] in columns)
+            largest = max(largest, size // max(1, file.rows))
+        return largest
 
 
 class OfflineTable:

@@ -25,6 +25,7 @@ from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, times_of
 from featurestore.offline.tables import Snapshot
 from featurestore.registry.selection import Lookup, Selection
+from featurestore.types import pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,8 @@ __all__ = ["Incomplete", "TrainingSet"]
 
 _CHUNK_VALUES = 20_000_000
 """How many values a chunk of the spine may give: each chunk reads the tables anew, so it is as large as memory bears."""
+
+_CHUNK_BYTES = 1_000_000_000
 
 Incomplete = Literal["error", "stale", "null"]
 
@@ -70,8 +73,8 @@ class TrainingSet:
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Give the result batch by batch, in the spine's order."""
-        for chunk in self.spine.chunks(_CHUNK_VALUES // len(self.schema)):
-            yield from self._with_features(chunk).to_batches()
+        for chunk in self.spine.chunks(self._chunk_rows()):
+            yield from self._in_parts(chunk)
 
     def to_arrow(self) -> pa.Table:
         """Return the whole result as an Arrow table."""
@@ -79,9 +82,7 @@ class TrainingSet:
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the whole result as a pandas frame. Integers and booleans are nullable, so an int64 beside a null stays one."""
-        import pandas as pd
-
-        return self.to_arrow().to_pandas(types_mapper=_pandas_types(pd).get)
+        return self.to_arrow().to_pandas(types_mapper=pandas_type)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the whole result as lists by column."""
@@ -104,6 +105,20 @@ class TrainingSet:
             with suppress(OSError):
                 partial.unlink()
         return rows
+
+    def _chunk_rows(self) -> int:
+        looked_up = [self.snapshots[lookup.version.uid].bytes_per_row(lookup.features) for lookup in self.selection.lookups]
+        return max(1, min(_CHUNK_VALUES // len(self.schema), _CHUNK_BYTES // sum(looked_up)))
+
+    def _in_parts(self, chunk: pa.Table) -> Iterator[pa.RecordBatch]:
+        """Give the result of a chunk; in halves where it holds more text or bytes than an Arrow column can."""
+        try:
+            yield from self._with_features(chunk).to_batches()
+        except pa.ArrowInvalid:
+            if len(chunk) < 2:  # noqa: PLR2004 (what cannot be halved)
+                raise
+            for part in (chunk.slice(0, len(chunk) // 2), chunk.slice(len(chunk) // 2)):
+                yield from self._in_parts(part)
 
     def _with_features(self, chunk: pa.Table) -> pa.Table:
         times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
@@ -145,7 +160,3 @@ def _incompleteness(lookup: Lookup, count: int, rows: int) -> str:
 def _complete_until(lookup: Lookup) -> int:
     until = lookup.version.complete_until()
     return BEGINNING - 1 if until is None else until
-
-
-def _pandas_types(pd: Any) -> dict[pa.DataType, Any]:
-    return {pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}

@@ -30,11 +30,15 @@ _LISTS = {
     "sample": "a sample",
 }
 # Words that DuckDB's binder turns into a function where no column has the name.
-_MOMENTARY = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "current_user", "user"}
+_MOMENTARY = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"} | {
+    "current_user",
+    "session_user",
+    "user",
+}
 # Functions of the moment or of the session that DuckDB calls CONSISTENT all the same.
 _MOMENTARY_FUNCTIONS = {"current_localtime", "current_localtimestamp", "get_current_time", "transaction_timestamp"}
 _MOMENTARY_REASON = "its result can change from call to call"
-_SESSION_FUNCTIONS = {"current_schema", "current_schemas", "current_database", "current_catalog"}
+_SESSION_FUNCTIONS = {"current_schema", "current_schemas", "current_database", "current_catalog", "current_role", "version"}
 _MODIFIERS = {"DISTINCT_MODIFIER": "DISTINCT", "ORDER_MODIFIER": "ORDER BY"}
 
 
@@ -100,7 +104,8 @@ def _expression_faults(node: dict[str, Any]) -> Iterator[str]:
 
 def _fault(part: dict[str, Any]) -> str | None:
     kind = part["class"]
-    if part.get("alias") == "__file_seq" or part.get("column_names") == ["__file_seq"]:
+    names = [part.get("alias", ""), *part.get("column_names", [])[-1:]]
+    if any(name.lower() == "__file_seq" for name in names):
         return "__file_seq is the library's own column"
     if kind in _NOT_ROW_LOCAL:
         return f"{_NOT_ROW_LOCAL[kind]} is not row-local"

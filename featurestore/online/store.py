@@ -20,6 +20,7 @@ import redis
 from featurestore.clock import duration_micros
 from featurestore.errors import OnlineStoreError
 from featurestore.online.connection import connect, translated
+from featurestore.online.embedded import ensure_running, is_running
 from featurestore.online.keys import key_bytes, marker, online_key, pattern
 from featurestore.online.rows import HEADER_BYTES, NO_EVENT_TIME, RowCodec, deleted_row, is_deleted
 from featurestore.registry.state import Version
@@ -104,10 +105,21 @@ class OnlineStore:
         """
         keys = [_request_keys(version, columns) for version, columns in wanted]
         asked = [key for each in keys for key in each if key is not None]
-        with translated(self._settings):
-            found: Iterator[bytes | None] = iter(self._pipelined([("MGET", *asked)])[0] if asked else [])
+        found = iter(self._rows(asked) if asked else [])
         answers = [[next(found) if key is not None else None for key in each] for each in keys]
         return [_decode(version, rows, now) for (version, _), rows in zip(wanted, answers, strict=True)]
+
+    def _rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        try:
+            with translated(self._settings):
+                return self._pipelined([("MGET", *keys)])[0]
+        except OnlineStoreError:
+            state = self._settings.state / "online"
+            if self._settings.online.url != "embedded" or is_running(state):
+                raise
+        ensure_running(state)  # it was stopped, or it died; like every command, a lookup starts it on demand
+        with translated(self._settings):
+            return self._pipelined([("MGET", *keys)])[0]
 
     # Writing
 

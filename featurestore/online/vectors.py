@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurestore.errors import InputError, known_names
+from featurestore.errors import IncompleteError, InputError, known_names
 from featurestore.online.store import OnlineRows, OnlineStore, Status
 from featurestore.registry.selection import Selection
-from featurestore.types import ValueType, as_key_column
+from featurestore.types import ValueType, as_key_column, pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,8 @@ class FeatureVectors:
         return self.columns
 
     def to_pandas(self) -> pd.DataFrame:
-        """Return the vectors as a pandas frame."""
-        return self.columns.to_pandas()
+        """Return the vectors as a pandas frame. Integers and booleans are nullable, so an int64 beside a null stays one."""
+        return self.columns.to_pandas(types_mapper=pandas_type)
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the vectors as lists by column."""
@@ -50,12 +50,16 @@ def look_up(store: OnlineStore, selection: Selection, entities: Mapping[str, Seq
 
     Raises:
         InputError: a key column is missing, unknown, of another length or holds a value of a wrong type, or a view is not online.
+        IncompleteError: a view has never been loaded online.
 
     """
     for lookup in selection.lookups:
         if not lookup.version.view.online:
             raise InputError(f"feature view {lookup.name!r} is not served online (online=False)", name=lookup.name)
     keys = _key_columns(selection.keys, entities)
+    for lookup in selection.lookups:
+        if lookup.version.loaded is None:
+            raise IncompleteError(f"feature view {lookup.name!r} is not loaded online yet; materialize it")
     wanted = [(lookup.version, [keys[column] for column in lookup.key_columns]) for lookup in selection.lookups]
     answers = dict(zip([lookup.name for lookup in selection.lookups], store.read(wanted, now=now), strict=True))
     columns: dict[str, pa.Array | pa.ChunkedArray] = dict(keys)

@@ -140,16 +140,20 @@ class Registry:
         with self._transaction() as connection:
             return _version(connection.execute(sa.select(versions).where(versions.c.id == version_id)).one())
 
-    def start_run(self, version: Version, start: int | None, end: int, *, now: int) -> int:
-        """Register a run and return its number. The caller holds the version's lease, so a run still open was killed."""
+    def start_run(self, version: Version, start: int | None, end: int, *, now: int, above: int = 0) -> int:
+        """Register a run and return its number, which is greater than that of any run before and than `above`.
+
+        The caller holds the version's lease, so a run of it that is still open was killed.
+        """
         with self._transaction(write=True) as connection:
             is_open = (runs.c.version_id == version.id) & (runs.c.status == "running")
             killed = {"status": "failed", "error": "the process ended during the run", "finished_at": now}
             connection.execute(sa.update(runs).where(is_open).values(killed))
+            last = connection.execute(sa.select(sa.func.max(runs.c.id))).scalar_one()
             row = {"version_id": version.id, "interval_start": start, "interval_end": end, "status": "running", "started_at": now}
-            number = connection.execute(runs.insert().values(row)).inserted_primary_key
-            assert number is not None
-            return int(number[0])
+            number = max(last or 0, above) + 1
+            connection.execute(runs.insert().values(id=number, **row))
+            return number
 
     def cover(self, version: Version, coverage: Coverage, table_version: int) -> None:
         """Record that a version's table holds this coverage at this table version."""
@@ -179,8 +183,9 @@ class Registry:
             if loaded is not None:
                 load = {"loaded_run": loaded.run, "loaded_table_version": loaded.table_version}
                 connection.execute(sa.update(versions).where(versions.c.id == version.id).values(load))
-            if error is None:
-                _settle(connection)
+            # What takes over changes what names mean, so a plan that was made before does not apply any more.
+            if error is None and _settle(connection):
+                connection.execute(sa.update(meta).values(revision=meta.c.revision + 1))
 
     def runs(self, limit: int = 50) -> list[Run]:
         """Return the newest runs, newest first."""
@@ -223,7 +228,8 @@ def _write_object(connection: sa.Connection, kind: str, name: str, spec: Mapping
         connection.execute(objects.insert().values(kind=kind, name=name, spec=text))
 
 
-def _settle(connection: sa.Connection) -> None:
+def _settle(connection: sa.Connection) -> bool:
+    """Let what is ready take over; returns whether anything did."""
     rows = connection.execute(sa.select(objects)).all()
     states = [ObjectState(row.kind, row.name, _loads(row.spec), _loads(row.serving)) for row in rows]
     settlement = settle(states, _versions(connection))
@@ -238,6 +244,7 @@ def _settle(connection: sa.Connection) -> None:
                 _set_state(connection, each.name, "serving", "replaced")
         else:
             connection.execute(sa.update(objects).where(is_it).values(serving=canonical_json(each.spec)))
+    return bool(settlement.promoted or settlement.objects)
 
 
 def _set_state(connection: sa.Connection, view: str, before: str, after: str) -> None:

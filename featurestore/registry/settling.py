@@ -63,7 +63,9 @@ def _is_ready(candidate: Version, serving: Version | None, *, is_served: bool) -
         return True  # what it replaces has never served a row
     if candidate.coverage is None or (serving and serving.coverage and candidate.coverage.end < serving.coverage.end):
         return False
-    return candidate.loaded is not None or not candidate.view.online
+    # A load of an older table would take serving back in time.
+    is_loaded = candidate.loaded is not None and candidate.loaded.table_version == candidate.table_version
+    return is_loaded or not candidate.view.online
 
 
 Node = tuple[str, str]
