@@ -9,6 +9,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import dataclasses
 import importlib.abc
 import importlib.util
 import itertools
@@ -185,10 +186,19 @@ def _statement_faults(file: str, statement: ast.stmt, names: set[str], reason: B
             continue
         location = _location(error["loc"])
         message = error["msg"].removeprefix("Value error, ")
+        if error["type"] == "unexpected_keyword_argument":
+            message = f"there is no such argument; {known_names(str(error['loc'][-1]), _arguments(statement))}"
         if location in faults:  # a member that is none of several kinds: one fault, not one for each kind
             message = "this is none of what can stand here"
         faults[location] = Fault(place, _declared_name(statement) or name, location, message)
     return list(faults.values())
+
+
+def _arguments(statement: ast.stmt) -> list[str]:
+    """Return the arguments of the definition that a statement makes."""
+    called = {node.func.id for node in ast.walk(statement) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    kinds = [kind for kind in KINDS if kind.__name__ in called]
+    return [each.name for kind in kinds for each in dataclasses.fields(kind)]
 
 
 def _location(parts: tuple[int | str, ...]) -> str:

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from featurestore import FileSource
+from featurestore.definitions import Definition
 from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
 from featurestore.registry.plan import make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded
+from featurestore.specs import to_reference_spec
 from tests.conftest import HOUR, NOON
 from tests.registries import airport, apply, made, parts, service, sqlite_registry, states, view
 
@@ -106,21 +109,26 @@ def test_an_apply_that_fails_half_way_changes_nothing(registry: Registry) -> Non
 
 
 def test_history_tells_who_changed_what_and_when(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every change ever applied is kept, with its revision, time, user and fields, removals included."""
+    """Every change ever applied is kept, with its revision, time, user and fields; of what is made or removed, the whole spec."""
     monkeypatch.setenv("LOGNAME", "ann")
     apply(registry, view("a"), now=NOON)
     monkeypatch.setenv("LOGNAME", "bob")
     apply(registry, view("a", ttl="6h"), now=NOON + 1)
     apply(registry, airport, now=NOON + 2)
 
+    def whole(before: Definition | None, after: Definition | None) -> list[dict[str, Any]]:
+        specs = [None if each is None else to_reference_spec(each) for each in (before, after)]
+        return [{"field": "", "before": specs[0], "after": specs[1]}]
+
+    old, new = view("a"), view("a", ttl="6h")
     columns = ["revision", "applied_at", "applied_by", "action", "kind", "name", "fields"]
     assert [[each[column] for column in columns] for each in registry.history()] == [
-        [1, NOON, "ann", "create", "entity", "airport", []],
-        [1, NOON, "ann", "create", "source", "weather", []],
-        [1, NOON, "ann", "create", "feature view", "a", []],
+        [1, NOON, "ann", "create", "entity", "airport", whole(None, airport)],
+        [1, NOON, "ann", "create", "source", "weather", whole(None, old.source)],
+        [1, NOON, "ann", "create", "feature view", "a", whole(None, old)],
         [2, NOON + 1, "bob", "change", "feature view", "a", [{"field": "ttl", "before": None, "after": "6h"}]],
-        [3, NOON + 2, "bob", "remove", "source", "weather", []],
-        [3, NOON + 2, "bob", "remove", "feature view", "a", []],
+        [3, NOON + 2, "bob", "remove", "source", "weather", whole(old.source, None)],
+        [3, NOON + 2, "bob", "remove", "feature view", "a", whole(new, None)],
     ]
 
 
@@ -129,6 +137,7 @@ import os, sys
 from featurestore import Entity
 from featurestore.registry.plan import make_plan
 from featurestore.registry.registry import Registry
+from featurestore.specs import to_reference_spec
 from featurestore.types import Int64
 registry = Registry("sqlite:///" + sys.argv[1], "test", "")
 plan = make_plan(registry.applied(), [Entity("a", join_keys={"k": Int64})])

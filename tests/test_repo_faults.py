@@ -94,7 +94,7 @@ DECLARED = [
         [
             "x.path: Input should be a valid string",
             "x.delay: expected a duration such as '15m', '6h' or '30d', got 'soon'",
-            "x.evnt_time: Unexpected keyword argument",
+            "x.evnt_time: there is no such argument; did you mean 'event_time'?",
         ],
     ),
     ('x = FileSource("x", path="p", delay="1h")', ["x: created_time and delay need an event_time; a source without one is static"]),
@@ -222,7 +222,7 @@ def test_faults_beside_a_lost_value_are_reported(fill: Fill) -> None:
     assert faults(folder) == [
         f"basis.py:5: {SOON}",
         "basis.py:6: 1s.name: '1s' is no name: a letter, then letters, digits and underscores, 63 at most",
-        "basis.py:6: 1s.owners: Unexpected keyword argument",
+        "basis.py:6: 1s.owners: there is no such argument; did you mean 'owner'?",
     ]
 
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from featurestore.definitions import FeatureView
 from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
-from featurestore.registry.plan import Plan
+from featurestore.registry.plan import Change, FieldChange, Plan
 from featurestore.registry.schema import SCHEMA_VERSION, changes, meta, metadata, objects, runs, versions
 from featurestore.registry.settling import ObjectState, settle
 from featurestore.registry.state import Applied, Coverage, Loaded, Run, Version
@@ -106,10 +106,11 @@ class Registry:
             if connection.execute(moved).rowcount != 1:
                 raise ConflictError("the registry has changed since this plan was made; plan again and apply that")
             for change in plan.changes:
+                fields = _recorded_fields(connection, change)
                 _write_object(connection, change.kind, change.name, change.spec)
                 record = {"revision": plan.revision + 1, "applied_at": now, "applied_by": _user()}
                 record |= {"kind": change.kind, "name": change.name, "action": change.action}
-                record["fields"] = canonical_json([asdict(field) for field in change.fields])
+                record["fields"] = canonical_json([asdict(field) for field in fields])
                 connection.execute(changes.insert().values(record))
             overtaken = [*plan.dropped_candidates, *(new.view.name for new in plan.new_versions)]
             is_overtaken = versions.c.view.in_(overtaken) & (versions.c.state == "candidate")
@@ -219,6 +220,15 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: sa.Connection) -> None:
     # A reader that turns writer half-way fails where another wrote in between; a writer says so at the start and waits.
     connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options()["is_write"] else "BEGIN")
+
+
+def _recorded_fields(connection: sa.Connection, change: Change) -> tuple[FieldChange, ...]:
+    """Return what history keeps of a change: its fields, or the whole spec of what is created or removed."""
+    if change.action == "change":
+        return change.fields
+    is_it = (objects.c.kind == change.kind) & (objects.c.name == change.name)
+    before = connection.execute(sa.select(objects.c.spec).where(is_it)).scalar_one_or_none()
+    return (FieldChange("", _loads(before), change.spec),)
 
 
 def _write_object(connection: sa.Connection, kind: str, name: str, spec: Mapping[str, Any] | None) -> None:
