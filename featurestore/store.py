@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,17 +54,23 @@ class FeatureStore:
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
         self._serving: tuple[float, Applied] | None = None
+        self._registry: Registry | None = None
+        self._opening = threading.Lock()
 
-    @cached_property
+    @property
     def registry(self) -> Registry:
-        """The registry, opened when first used."""
-        return Registry(self.settings.registry_url, self.settings.project, redacted(self.settings.registry.url))
+        """The registry, opened when first used, by whichever thread comes first."""
+        with self._opening:
+            if self._registry is None:
+                shown = redacted(self.settings.registry.url)
+                self._registry = Registry(self.settings.registry_url, self.settings.project, shown)
+            return self._registry
 
     def close(self) -> None:
         """Close connections. The embedded online server goes on until `stop`."""
         self.online.close()
-        if "registry" in self.__dict__:
-            self.registry.close()
+        if self._registry is not None:
+            self._registry.close()
 
     def __enter__(self) -> Self:
         return self

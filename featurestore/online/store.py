@@ -6,10 +6,10 @@ deletion is an empty row with its order that expires after a while, so that noth
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -80,16 +80,21 @@ class OnlineStore:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._connected: redis.Redis | None = None
+        self._connecting = threading.Lock()
         self._expires = settings.now is None  # a fixed present never reaches an expiry
 
-    @cached_property
+    @property
     def _client(self) -> redis.Redis:
-        return connect(self._settings)
+        with self._connecting:
+            if self._connected is None:
+                self._connected = connect(self._settings)
+            return self._connected
 
     def close(self) -> None:
         """Close the connections; the server goes on."""
-        if "_client" in self.__dict__:
-            self._client.close()
+        if self._connected is not None:
+            self._connected.close()
 
     def ping(self) -> None:
         """Raise OnlineStoreError unless the store answers."""

@@ -44,7 +44,11 @@ class Registry:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
             sa.event.listen(self._engine, "begin", _begin_sqlite)
-        self._create(project)
+        try:
+            self._create(project)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the connections back."""
