@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
 from featurestore.errors import GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
+from featurestore.offline.asked import Asked
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
@@ -33,7 +33,6 @@ from featurestore.settings import Settings
 __all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
 
 _CHUNK_ROWS = 5_000_000
-_READ_ROWS = 122_880
 _LOAD_ROWS = 100_000
 _LOAD_BYTES = 100_000_000
 _STATIC = (BEGINNING - 1, BEGINNING)
@@ -203,30 +202,10 @@ class _Run:
         return report
 
     def _replace(self, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
-        visible = "epoch_us(__visible_time)"
         rows = view_rows(self.view, self.settings.root, chunk)
-        query = f"SELECT * FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {chunk[0]} AND {visible} <= {chunk[1]}"
-        failures: list[Exception] = []
-        with session(SourceError, self._source) as connection:
-            reader = connection.sql(query).to_arrow_reader(_READ_ROWS)
-            counted = pa.RecordBatchReader.from_batches(reader.schema, self._counted(reader, report.rows, total, failures))
-            try:
-                return self.table.replace(*chunk, counted, run=report.run)
-            except OfflineStoreError as reason:
-                # The writer pulls rows out of the source, so trouble there comes up through it.
-                if failures:
-                    raise SourceError(f"{self._source}: {failures[0]}") from reason
-                raise
-
-    def _counted(self, reader: pa.RecordBatchReader, done: int, total: int, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in reader:
-                done += len(batch)
-                self.progress(Step(self.view.name, "offline", done, total))
-                yield batch
-        except (OSError, pa.ArrowException, duckdb.Error) as reason:
-            failures.append(reason)
-            raise
+        snapshot, count = self.table.replace(*chunk, rows, run=report.run)
+        self.progress(Step(self.view.name, "offline", report.rows + count, max(total, report.rows + count)))
+        return snapshot, count
 
     @property
     def _source(self) -> str:
@@ -254,9 +233,10 @@ class _Run:
             files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
         written = deleted = 0
         total = sum(file.rows for file in files.values())
-        batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row(self._features)))
+        batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
         for keys in self._distinct_keys(sorted(files), batch):
-            values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
+            asked = Asked.of(keys, np.full(len(keys[0]), watermark))
+            values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False)
             present, absent = pa.array(values.present), pa.array(~values.present)
             kept = [key.filter(present) for key in keys]
             rows, times = values.features.filter(present), values.event_times.filter(present)
@@ -268,10 +248,6 @@ class _Run:
         self.online.mark_loaded(self.version, run=report.run)
         report = replace(report, online_written=written, online_deleted=deleted, online_full=is_full)
         return report, Loaded(report.run, snapshot.version)
-
-    @property
-    def _features(self) -> list[str]:
-        return [each.name for each in self.view.fields]
 
     def _distinct_keys(self, files: list[Path], batch: int) -> Iterator[list[pa.ChunkedArray]]:
         """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""

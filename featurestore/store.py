@@ -16,9 +16,10 @@ from featurestore.clock import Clock, instant_text, parse_instant
 from featurestore.definitions import FeatureService
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
 from featurestore.materialize import Materialization, Progress, Report, offline_table
+from featurestore.offline.session import configure
 from featurestore.offline.spine import open_spine
 from featurestore.offline.tables import Snapshot
-from featurestore.offline.training import Incomplete, TrainingSet
+from featurestore.offline.training import Incomplete, Resources, TrainingSet
 from featurestore.online import embedded
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, look_up
@@ -56,6 +57,8 @@ class FeatureStore:
         self._serving: tuple[float, Applied] | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
+        limits = self.settings.offline
+        configure(memory_bytes=limits.memory_bytes, threads=self.settings.threads, temp_folder=self.settings.temp_folder)
 
     @property
     def registry(self) -> Registry:
@@ -165,7 +168,8 @@ class FeatureStore:
             raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
         selection = select(self.registry.serving(), _wanted(features))
         opened = open_spine(spine, timestamp_column, selection.keys)
-        return TrainingSet(opened, selection, self._snapshots(selection), incomplete)
+        resources = Resources(self.settings.offline.memory_bytes, self.settings.threads)
+        return TrainingSet(opened, selection, self._snapshots(selection), resources, incomplete)
 
     def _snapshots(self, selection: Selection) -> dict[str, Snapshot]:
         versions = {lookup.version.uid: lookup.version for lookup in selection.lookups}

@@ -14,6 +14,8 @@ LAYERS = (  # lowest first
     "featurestore.errors",
     "featurestore.clock",
     "featurestore.types",
+    "featurestore.fields",
+    "featurestore.aggregations",
     "featurestore.definitions",
     "featurestore.specs",
     "featurestore.settings",

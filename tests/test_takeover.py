@@ -191,10 +191,10 @@ def test_a_result_larger_than_an_arrow_column_comes_in_parts(weather_repo: Repo,
     store.apply()
     store.materialize()
 
-    def overflowing(view: Any, snapshot: Any, keys: Any, times: Any, *rest: Any) -> Any:
-        if len(times) > 2:
+    def overflowing(view: Any, snapshot: Any, asked: Any, *rest: Any, **options: Any) -> Any:
+        if asked.count > 2:
             raise pa.ArrowInvalid("Take operation overflowed binary array capacity")
-        return values_at(view, snapshot, keys, times, *rest)
+        return values_at(view, snapshot, asked, *rest, **options)
 
     monkeypatch.setattr("featurestore.offline.training.values_at", overflowing)
     origins = ["EWR", "XXX", "EWR", "JFK", "EWR"]

@@ -150,7 +150,7 @@ class OnlineStore:
     ) -> int:
         """Write rows as the run of that number; returns how many were not older than what is stored."""
         times = event_times.cast(pa.int64()).fill_null(NO_EVENT_TIME).to_numpy()
-        rows = RowCodec(version.view.fields).encode(features, times, run)
+        rows = RowCodec(version.view.features).encode(features, times, run)
         names = key_bytes(keys, [key.type for key in version.view.join_keys])
         return self._put(version, names, rows, self._lives(version, times, now), run)
 
@@ -245,7 +245,7 @@ def _request_keys(version: Version, columns: Sequence[pa.ChunkedArray]) -> list[
 def _decode(version: Version, rows: Sequence[bytes | None], now: int) -> OnlineRows:
     stored = np.array([row is not None and not is_deleted(row) for row in rows], dtype=bool)
     kept = [row for row, is_stored in zip(rows, stored, strict=True) if row is not None and is_stored]
-    columns, times = RowCodec(version.view.fields).decode(kept)
+    columns, times = RowCodec(version.view.features).decode(kept)
     statuses = np.full(len(rows), Status.NOT_FOUND, dtype=np.uint8)
     statuses[stored] = Status.PRESENT
     if version.view.ttl is not None:

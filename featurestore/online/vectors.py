@@ -66,7 +66,7 @@ def look_up(store: OnlineStore, selection: Selection, entities: Mapping[str, Seq
     found = {
         lookup.column(field.name): column
         for lookup in selection.lookups
-        for field, column in zip(lookup.version.view.fields, answers[lookup.name].features, strict=True)
+        for field, column in zip(lookup.version.view.features, answers[lookup.name].features, strict=True)
     }
     columns |= {name: found[name] for name in selection.columns}
     return FeatureVectors(

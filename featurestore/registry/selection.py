@@ -47,7 +47,7 @@ class Selection:
 
     def types(self) -> dict[str, ValueType]:
         """Return the type of each output column."""
-        found = {lookup.column(field.name): field.type for lookup in self.lookups for field in lookup.version.view.fields}
+        found = {lookup.column(field.name): field.type for lookup in self.lookups for field in lookup.version.view.features}
         return {column: found[column] for column in self.columns}
 
 
@@ -116,7 +116,7 @@ def _lookup(serving: Applied, name: str) -> Lookup:
         raise NotFoundError("feature view", name, [*_names(serving, "feature view"), *_names(serving, "alias")])
     version = versions[-1]
     keys = tuple(renamed.get(key.name, key.name) for key in version.view.join_keys)
-    return Lookup(name, version, keys, tuple(field.name for field in version.view.fields))
+    return Lookup(name, version, keys, version.view.feature_names)
 
 
 def _names(serving: Applied, kind: str) -> list[str]:
