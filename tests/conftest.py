@@ -169,4 +169,4 @@ def _container() -> Iterator[str]:
 
 # Fixtures of several files: the command lines' (test_cli_*) and the HTTP service's (test_server_*)
 
-pytest_plugins = ["tests.commands", "tests.service"]
+pytest_plugins = ["tests.commands", "tests.databases", "tests.service"]

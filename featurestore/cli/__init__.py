@@ -23,14 +23,15 @@ from featurestore.cli.running import materialize
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
 from featurestore.cli.training import get_historical
+from featurestore.cli.versions import prune, rollback
 
 __all__ = ["main"]
 
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Definitions": {"init": init, "plan": plan, "apply": apply, "list": list_objects, "describe": describe},
-    "Running": {"materialize": materialize, "status": status},
+    "Running": {"materialize": materialize, "status": status, "rollback": rollback},
     "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
-    "Ending": {"stop": stop, "teardown": teardown},
+    "Ending": {"prune": prune, "stop": stop, "teardown": teardown},
 }
 
 

@@ -117,6 +117,8 @@ PROBLEMS = {
     "run-in-progress": ProblemType(409, "Another run holds the view"),
     "coverage": ProblemType(409, "What is materialized does not allow it"),
     "gap": ProblemType(409, "The run would leave a gap"),
+    "pending": ProblemType(409, "The name waits for candidate versions"),
+    "rollback": ProblemType(409, "The version before cannot serve again"),
     "incomplete": ProblemType(409, "The spine reaches beyond what is materialized"),
     "unsupported-media-type": ProblemType(415, "The body's type is not understood"),
     "input": ProblemType(422, "The request is not valid"),
