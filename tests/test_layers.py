@@ -25,6 +25,7 @@ LAYERS = (  # lowest first
     "featurestore.materialize",
     "featurestore.retirement",
     "featurestore.parity",
+    "featurestore.doctor",
     "featurestore.store",
     "featurestore.client",
     "featurestore.cli",

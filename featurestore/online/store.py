@@ -103,6 +103,12 @@ class OnlineStore:
         with translated(self._settings):
             self._client.ping()
 
+    def server(self) -> dict[str, Any]:
+        """Return what the server says of itself (INFO), and its present in microseconds as `time`."""
+        with translated(self._settings):
+            seconds, micros = self._client.time()
+            return {**self._client.info(), "time": seconds * 1_000_000 + micros}
+
     # Reading
 
     def read(self, wanted: Sequence[tuple[Version, Sequence[pa.ChunkedArray]]], *, now: int) -> list[OnlineRows]:

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -73,6 +74,18 @@ class Registry:
     @property
     def _shown_url(self) -> str:
         return self._database.shown_url
+
+    def server(self) -> tuple[str, str, int]:
+        """Return what database this is, its version, and its present in microseconds."""
+        with self._transaction() as connection:
+            if self._database.is_postgresql:
+                query = sa.text(
+                    "SELECT current_setting('server_version'), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+                )
+                number, now = connection.execute(query).one()
+                return "PostgreSQL", str(number).split()[0], int(now)
+            number = connection.execute(sa.select(sa.func.sqlite_version())).scalar_one()
+            return "SQLite", str(number), time.time_ns() // 1000
 
     # Leases
 
