@@ -66,9 +66,9 @@ def test_status_and_plan_say_what_a_candidate_waits_for(run: Run, fresh: Path) -
     """A candidate's needs are in both, and a service that waits for it is pending."""
     assert run("materialize", repo=fresh).code == 0
     apply(fresh, NEW_TTL)
-    needs = "machine_health v2: materialization until 2024-01-03T00:00:00Z"
+    needs = "materialization until 2024-01-03T00:00:00Z"
 
     assert f"Candidates\n  machine_health v2 waits for {needs}\n" in run("plan", repo=fresh).out
     assert f"machine_health v2: to take over, it waits for {needs}\n" in run("status", repo=fresh).out
     serving, candidate = run("status", "--json", repo=fresh).json()["views"]
-    assert (serving["needs"], candidate["needs"]) == ([], [needs])
+    assert (serving["needs"], candidate["needs"]) == ([], [f"machine_health v2: {needs}"])

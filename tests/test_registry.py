@@ -151,7 +151,7 @@ def test_a_user_without_a_name_can_apply(tmp_path: Path) -> None:
 
 
 def test_a_registry_is_found_again(open_registry: Open) -> None:
-    """What is applied is there for whoever opens the registry next."""
+    """T10: what is applied is data, and is there for whoever opens the registry next."""
     first = open_registry()
     apply(first, service("s", view("a")))
     first.close()

@@ -106,7 +106,8 @@ def _plan_lines(planned: Plan) -> Iterator[RenderableType]:
     if planned.waiting:
         yield Text("\nCandidates" if planned.changes or planned.new_versions else "Candidates", "bold")
     for each in planned.waiting:
-        yield Text(f"  {each.view} v{each.number} waits for {'; '.join(each.needs)}", "yellow")
+        own = f"{each.view} v{each.number}"
+        yield Text(f"  {own} waits for {'; '.join(need.removeprefix(f'{own}: ') for need in each.needs)}", "yellow")
     for warning in planned.warnings:
         yield Text.assemble(("warning: ", "bold yellow"), warning)
     yield Text(_summary(planned), "bold")

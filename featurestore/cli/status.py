@@ -141,11 +141,11 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
 
 def _waiting(record: Mapping[str, Any]) -> Iterator[Text]:
     for view in record["views"]:
+        own = f"{view['view']} v{view['version']}: "
         if view["needs"]:
             what = "to serve again" if view["is_rollback"] else "to take over"
-            yield Text.assemble(
-                (f"{view['view']} v{view['version']}: ", "bold yellow"), f"{what}, it waits for {'; '.join(view['needs'])}"
-            )
+            needs = "; ".join(need.removeprefix(own) for need in view["needs"])
+            yield Text.assemble((own, "bold yellow"), f"{what}, it waits for {needs}")
     for each in record["waiting"]:
         if each["kind"] != "feature view":
             yield Text.assemble((f"{each['kind']} {each['name']}: ", "bold yellow"), f"pending, until {'; '.join(each['needs'])}")
