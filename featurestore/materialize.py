@@ -127,6 +127,8 @@ class _Run:
         rows = view_rows(self.view, self.settings.root)
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
+        if self.registry.was_killed(self.version):
+            self.table.discard_unnamed()
         beginning = None if interval[0] < BEGINNING else interval[0]
         run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
         self.run = run

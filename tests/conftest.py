@@ -170,3 +170,9 @@ def _container() -> Iterator[str]:
 # Fixtures of several files: the command lines' (test_cli_*) and the HTTP service's (test_server_*)
 
 pytest_plugins = ["tests.commands", "tests.databases", "tests.service"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the long runs be asked for."""
+    parser.addoption("--kills", type=int, default=12, help="how many processes test_kills.py kills at random moments")
+    parser.addoption("--kill-seed", type=int, default=20131, help="which moments those are")

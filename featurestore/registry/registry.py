@@ -202,6 +202,12 @@ class Registry:
         with self._transaction(write=True) as connection:
             connection.execute(sa.update(versions).where(versions.c.id == version.id).values(state="removed"))
 
+    def was_killed(self, version: Version) -> bool:
+        """Whether the last run of a version, whose lease the caller holds, has never ended."""
+        with self._transaction() as connection:
+            is_open = (runs.c.version_id == version.id) & (runs.c.status == "running")
+            return connection.execute(sa.select(sa.func.count()).where(is_open)).scalar_one() > 0
+
     def start_run(self, version: Version, start: int | None, end: int, *, now: int, above: int = 0) -> int:
         """Register a run and return its number, which is greater than that of any run before and than `above`.
 
