@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -125,7 +126,8 @@ class Killer:
         child = int(self._process.stdout.readline())
         if delay is not None:
             time.sleep(delay)
-            os.kill(child, signal.SIGKILL)  # the warm process waits for it, or has its status: no other has this number yet
+            with suppress(ProcessLookupError):  # it may have ended
+                os.kill(child, signal.SIGKILL)
         return int(self._process.stdout.readline())
 
 
@@ -205,10 +207,10 @@ def _online(store: FeatureStore, version: Version) -> dict[bytes, bytes]:
     return {key.removeprefix(version.uid.encode()): row[:9] + row[17:] for key, row in rows.items() if row and row[0]}
 
 
-def unnamed_files(repo: Weather) -> list[Path]:
-    """Return the files of tables that no version of a table names."""
+def unnamed_files(repo: Path) -> list[Path]:
+    """Return the files of a repo's tables that no version of a table names."""
     found = []
-    for folder in (repo.folder / ".featurestore/offline").glob("*/v*"):
+    for folder in (repo / ".featurestore/offline").glob("*/v*"):
         logs = [json.loads(line) for log in folder.glob("_delta_log/*.json") for line in log.read_text().splitlines()]
         named = {action["add"]["path"] for action in logs if "add" in action}
         found += [path for path in folder.glob("*.parquet*") if path.name not in named]

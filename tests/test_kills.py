@@ -71,7 +71,7 @@ def assert_equal(killed: Weather, clean: Weather) -> None:
     assert one.keys() == other.keys()
     for part in one:
         assert one[part] == other[part], part
-    assert unnamed_files(killed) == []
+    assert unnamed_files(killed.folder) == []
 
 
 @pytest.mark.parametrize(("steps", "moment"), MOMENTS, ids=lambda each: ":".join(map(str, each)) if isinstance(each, tuple) else "")
@@ -157,7 +157,7 @@ def test_two_at_once_end_as_one_after_the_other(
         serving = [each for each in store.applied().versions if each.state == "serving"]
         assert sorted(each.view.name for each in serving) == ["airport_gates", "airport_weather"]
         assert {each.coverage.end for each in serving if each.coverage} == {both.now}
-    assert unnamed_files(both) == []
+    assert unnamed_files(both.folder) == []
 
 
 def test_two_rollbacks_at_once_are_two_rollbacks(repos: tuple[Weather, Weather]) -> None:

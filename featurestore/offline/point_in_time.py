@@ -69,7 +69,8 @@ def values_at(
     columns = [*features, EVENT_TIME]
     found = [_bucket_values(view, snapshot, part, columns, ttl=ttl) for part in asked.buckets(snapshot.rows)]
     # Rows with null keys were left out of the buckets; they stand behind all others here, with nothing in them.
-    schema = pa.schema([table_schema(view).field(name) for name in columns])
+    whole = table_schema(view)
+    schema = pa.schema([whole.field(name) for name in columns])
     nothing = pa.table([pa.nulls(asked.unkeyed, field.type) for field in schema], names=columns)
     gathered = pa.concat_tables([*(part for part, _ in found), nothing])
     present = np.concatenate([*(is_present for _, is_present in found), np.zeros(asked.unkeyed, dtype=bool)])
