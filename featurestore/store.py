@@ -264,7 +264,7 @@ class FeatureStore:
             RunInProgressError: a view is being materialized; nothing is removed.
 
         """
-        versions = self.registry.applied().versions
+        versions = [version for version in self.registry.applied().versions if version.state != "removed"]
         with ExitStack() as leases:
             for version in versions:  # no run may go on over what is removed
                 leases.enter_context(self.registry.lease(version))

@@ -174,5 +174,7 @@ pytest_plugins = ["tests.commands", "tests.databases", "tests.service"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the long runs be asked for."""
-    parser.addoption("--kills", type=int, default=12, help="how many processes test_kills.py kills at random moments")
+    parser.addoption(
+        "--kills", type=int, default=8, help="how many processes test_kills.py kills at random moments, for each database"
+    )
     parser.addoption("--kill-seed", type=int, default=20131, help="which moments those are")

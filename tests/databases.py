@@ -97,6 +97,11 @@ def _served(program: Path, place: Path) -> Iterator[Path]:
 @pytest.fixture
 def postgres_url(postgres_server: Path) -> str:
     """The URL of an empty schema."""
+    return empty_schema(postgres_server)
+
+
+def empty_schema(postgres_server: Path) -> str:
+    """Make a schema and return its URL."""
     schema = f"s{uuid.uuid4().hex[:12]}"
     server = f"postgresql+psycopg://postgres@/postgres?host={quote(str(postgres_server))}"
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")

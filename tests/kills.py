@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -139,13 +140,21 @@ class Weather:
     seed: int = 0
     now: int = NOON
     hours: int = 4
+    registry: str = "sqlite:///.featurestore/registry.db"
 
     def __post_init__(self) -> None:
-        """Make the folder, with nothing applied yet."""
+        """Make the folder, with nothing applied yet, unless there is one."""
+        if self.folder.exists():
+            return
         self.folder.mkdir(parents=True)
-        (self.folder / "featurestore.toml").write_text('project = "kills"\n')
+        (self.folder / "featurestore.toml").write_text(f'project = "kills"\nregistry.url = "{self.registry}"\n')
         embedded.ensure_running(self.folder / ".featurestore/online")
         self.write()
+
+    def copied(self, folder: Path) -> Weather:
+        """Return a copy in another folder; its server has been stopped."""
+        shutil.copytree(self.folder, folder)
+        return replace(self, folder=folder)
 
     def move_on(self, *, hours: int | None = None) -> None:
         """Go on by two hours: new rows, corrections and retractions; and maybe another definition."""

@@ -36,6 +36,8 @@ class Database:
     def __init__(self, url: str, shown_url: str) -> None:
         self.shown_url = shown_url
         self._engine = _engine(url, shown_url)
+        # Sessions are held for hours, and must not wait for each other in a pool.
+        self._sessions = sa.create_engine(self._engine.url, poolclass=sa.NullPool) if self.is_postgresql else self._engine
 
     @property
     def is_postgresql(self) -> bool:
@@ -67,14 +69,11 @@ class Database:
     @contextmanager
     def session(self) -> Iterator[sa.Connection]:
         """Give a connection of its own that is closed at the end: what its session holds ends with it, or with its process."""
-        with self.translated(), self._engine.connect() as opened:
+        with self.translated(), self._sessions.connect() as opened:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
-            try:
-                for name, value in _KEEPALIVE.items():
-                    connection.exec_driver_sql(f"SET {name} = {value}")
-                yield connection
-            finally:
-                connection.invalidate()
+            for name, value in _KEEPALIVE.items():
+                connection.exec_driver_sql(f"SET {name} = {value}")
+            yield connection
 
     @contextmanager
     def translated(self) -> Iterator[None]:
