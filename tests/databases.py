@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from featurestore.registry.registry import Registry
 from tests.conftest import _unavailable
 
-__all__ = ["Open", "database_url", "open_registry", "postgres_server", "postgres_url", "registry"]
+__all__ = ["Open", "database_url", "make_postgres_url", "open_registry", "postgres_server", "postgres_url", "registry"]
 
 Open = Callable[..., Registry]
 
@@ -95,13 +95,18 @@ def _served(program: Path, place: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Path) -> str:
+def make_postgres_url(postgres_server: Path) -> Callable[[], str]:
+    """Make empty schemas, and return their URLs."""
+    return lambda: _empty_schema(postgres_server)
+
+
+@pytest.fixture
+def postgres_url(make_postgres_url: Callable[[], str]) -> str:
     """The URL of an empty schema."""
-    return empty_schema(postgres_server)
+    return make_postgres_url()
 
 
-def empty_schema(postgres_server: Path) -> str:
-    """Make a schema and return its URL."""
+def _empty_schema(postgres_server: Path) -> str:
     schema = f"s{uuid.uuid4().hex[:12]}"
     server = f"postgresql+psycopg://postgres@/postgres?host={quote(str(postgres_server))}"
     engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")

@@ -22,7 +22,6 @@ from featurestore import FeatureStore
 from featurestore.errors import ConflictError, FeatureStoreError, RollbackError, RunInProgressError, RunsFailedError
 from featurestore.online import embedded
 from tests.conftest import NOON
-from tests.databases import empty_schema
 from tests.kills import Killer, Moment, Weather, change, contents, unnamed_files
 
 FILL = ["apply", "materialize"]
@@ -122,7 +121,7 @@ def test_random_kills_change_no_result(killer: Killer, tmp_path: Path, request: 
     print(f"--kill-seed={seed}")  # noqa: T201 (to do it again)
     registries = ["sqlite:///.featurestore/registry.db"] * 2
     if database == "postgresql":
-        registries = [empty_schema(request.getfixturevalue("postgres_server")) for _ in range(2)]
+        registries = [request.getfixturevalue("make_postgres_url")() for _ in range(2)]
     repos = [Weather(tmp_path / name, registry=url) for name, url in zip(("killed", "clean"), registries, strict=True)]
     try:
         _kill_through_a_life(killer, *repos, kills=kills, draw=random.Random(seed))

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from featurestore.errors import RegistryError, RunInProgressError
 from featurestore.registry.lease import lease
+from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded
 from tests.conftest import NOON
 from tests.databases import Open
@@ -51,6 +54,26 @@ def test_two_processes_exclude_each_other_on_one_version(open_registry: Open, da
     assert registry.lease_holder(one) is None
 
 
+def test_a_session_that_the_server_ends_frees_its_lease(postgres_url: str) -> None:
+    """A server that ends a session, or was restarted, gives its lease to the next; the first ends without an error of its own."""
+    with closing(Registry(postgres_url, "test", "the-registry")) as registry:
+        apply(registry, view("a"))
+        [version] = registry.applied().versions
+        with registry.lease(version):
+            engine = sa.create_engine(postgres_url)
+            with engine.begin() as connection:
+                query = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                assert connection.exec_driver_sql(query).scalars().all() == [True]
+            engine.dispose()
+            for _ in range(100):
+                if registry.lease_holder(version) is None:
+                    break
+                time.sleep(0.05)
+            with registry.lease(version):
+                assert registry.lease_holder(version) is not None
+        assert registry.lease_holder(version) is None
+
+
 def test_whoever_lost_the_lease_unnoticed_records_nothing(open_registry: Open) -> None:
     """A run that another one has closed can neither cover nor complete: the later one's record stands."""
     registry = open_registry()
@@ -72,6 +95,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from featurestore.registry.lease import lease
+from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded
 from tests.conftest import NOON
 from tests.databases import Open

@@ -78,17 +78,19 @@ def test_the_steps_lead_to_the_schema_that_a_new_database_has(open_registry: Ope
     open_registry()
     engine = sa.create_engine(database_url)
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        assert (
+            compare_metadata(MigrationContext.configure(connection, opts={"version_table": "featurestore_alembic"}), metadata) == []
+        )
     engine.dispose()
     assert read(database_url, "SELECT schema_version FROM meta") == [(SCHEMA_VERSION,)]
-    assert read(database_url, "SELECT version_num FROM alembic_version") == [(str(SCHEMA_VERSION),)]
+    assert read(database_url, "SELECT version_num FROM featurestore_alembic") == [(str(SCHEMA_VERSION),)]
 
 
 def test_a_new_database_is_where_the_steps_end(open_registry: Open, database_url: str) -> None:
     """A new database needs no step: Alembic's own table names the last one."""
     open_registry()
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
-    assert read(database_url, "SELECT version_num FROM alembic_version") == [(script.get_current_head(),)]
+    assert read(database_url, "SELECT version_num FROM featurestore_alembic") == [(script.get_current_head(),)]
     assert [step.revision for step in script.walk_revisions()] == [str(number) for number in range(SCHEMA_VERSION, 0, -1)]
 
 
@@ -105,9 +107,21 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(open_registry: Ope
     assert read(database_url, "SELECT schema_version FROM meta") == [(1,)]
     engine = sa.create_engine(database_url)
     inspected = sa.inspect(engine)
-    assert not inspected.has_table("alembic_version")
+    assert not inspected.has_table("featurestore_alembic")
     assert "retired_at" not in {column["name"] for column in inspected.get_columns("versions")}
     engine.dispose()
+
+
+def test_the_record_of_an_application_that_shares_the_database_is_left_alone(open_registry: Open, database_url: str) -> None:
+    """Alembic's table of another application is not ours: it is neither read nor written."""
+    engine = sa.create_engine(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('theirs')")
+    engine.dispose()
+    write_first(database_url)
+    apply(open_registry(), view("b"))
+    assert read(database_url, "SELECT version_num FROM alembic_version") == [("theirs",)]
 
 
 def test_whoever_opens_an_old_registry_at_once_finds_it_migrated(open_registry: Open, database_url: str) -> None:

@@ -12,10 +12,11 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
 from featurestore.errors import RegistryError, RunInProgressError
 from featurestore.registry.database import Database
@@ -97,7 +98,12 @@ def advisory_lease(database: Database, name: str, what: str) -> Iterator[None]:
     with database.session() as connection:
         if not connection.execute(sa.select(sa.func.pg_try_advisory_lock(_key(name)))).scalar_one():
             raise _refusal(what, _session_of(connection, name) or "a session that just ended")
-        yield
+        try:
+            yield
+        finally:
+            # The server notices the end of a session a moment later, and the next run may be there by then.
+            with suppress(SQLAlchemyError):
+                connection.execute(sa.select(sa.func.pg_advisory_unlock(_key(name))))
 
 
 def advisory_holder(database: Database, name: str) -> str | None:

@@ -25,7 +25,8 @@ meta = Table(
     Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
 )
 
-alembic = Table("alembic_version", metadata, Column("version_num", String(32), primary_key=True))
+# Alembic's own record, under a name of ours, since an application that shares the database may have its.
+alembic = Table("featurestore_alembic", metadata, Column("version_num", String(32), primary_key=True))
 
 objects = Table(
     "objects",

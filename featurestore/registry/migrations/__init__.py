@@ -6,6 +6,8 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from featurestore.registry.schema import alembic
+
 __all__ = ["upgrade"]
 
 
@@ -17,6 +19,6 @@ def upgrade(connection: sa.Connection) -> None:
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(Path(__file__).parent))
-    if not sa.inspect(connection).has_table("alembic_version"):
+    if not sa.inspect(connection).has_table(alembic.name):
         command.stamp(config, "1")  # the first release kept only its own number
     command.upgrade(config, "head")

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"])
+from featurestore.registry.schema import alembic
+
+context.configure(connection=context.config.attributes["connection"], version_table=alembic.name)
 context.run_migrations()
