@@ -313,7 +313,9 @@ class Version(_Model):
     view: str
     version: int
     uid: Annotated[str, Field(description="Names the version's table and its online rows")]
-    state: Literal["candidate", "serving", "replaced", "dropped"]
+    state: Literal["candidate", "serving", "replaced", "dropped", "removing", "removed"]
+    is_rollback: Annotated[bool, Field(description="Kept fed, and serves again after a rollback")]
+    waits_for: Annotated[list[str], Field(description="What a candidate's takeover needs")]
     fingerprint: Annotated[str, Field(description="A hash of all that determines the values")]
     created_at: str
     coverage_start: str | None
