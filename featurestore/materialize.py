@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
-from featurestore.errors import GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
+from featurestore.errors import ConflictError, GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
 from featurestore.offline.asked import Asked
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import identifier, parquet, session
@@ -25,7 +25,6 @@ from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
 from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.online.store import OnlineStore
-from featurestore.registry.lease import lease
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded, Version
 from featurestore.settings import Settings
@@ -68,6 +67,8 @@ class Report:
     online_written: int = 0
     online_deleted: int = 0
     online_full: bool = False
+    error: str | None = None
+    """Why a version that is kept for rollback could not be fed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
@@ -91,8 +92,8 @@ class Materialization:
     online: OnlineStore
     clock: Clock
 
-    def run(self, version: Version, start: int | None, end: int | None, progress: Progress) -> Report:
-        """Materialize one version over `(start, end]`, by default from its watermark to now.
+    def run(self, version: Version, start: int | None, end: int | None, progress: Progress, now: int | None = None) -> Report:
+        """Materialize one version over `(start, end]`, by default from its watermark to `now`, by default the present.
 
         Raises:
             RunInProgressError: another run holds the version.
@@ -100,29 +101,36 @@ class Materialization:
             SourceError, OfflineStoreError, OnlineStoreError: what was committed until then stays and is covered.
 
         """
-        with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
-            return _Run(self, self.registry.version(version.id), progress).execute(start, end)
+        with self.registry.lease(version):
+            present = self.registry.version(version.id)
+            if present.state in ("removing", "removed"):
+                raise ConflictError(f"version {version.number} of view {version.view.name!r} has been removed; run again")
+            return _Run(self, present, progress, now).execute(start, end)
 
 
 class _Run:
     """One run of one version, under its lease."""
 
-    def __init__(self, parent: Materialization, version: Version, progress: Progress) -> None:
+    def __init__(self, parent: Materialization, version: Version, progress: Progress, now: int | None) -> None:
         self.settings, self.registry, self.online = parent.settings, parent.registry, parent.online
         self.version = version
         self.view = version.view
         self.table = offline_table(parent.settings, version)
         self.clock = parent.clock
-        self.now = self.clock()
+        self.now = self.clock() if now is None else now
         self.progress = progress
+        self.run = 0
 
     def execute(self, start: int | None, end: int | None) -> Report:
         interval = _STATIC if self.view.is_static else self._interval(start, end)
         rows = view_rows(self.view, self.settings.root)
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
+        if self.registry.was_killed(self.version):
+            self.table.discard_unnamed()
         beginning = None if interval[0] < BEGINNING else interval[0]
-        run = self.registry.start_run(self.version, beginning, until, now=self.now, above=self._last_run_online())
+        run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
+        self.run = run
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
@@ -212,7 +220,7 @@ class _Run:
         return f"view {self.view.name!r}, source {self.view.source.name!r}"
 
     def _cover(self, end: int, snapshot: Snapshot) -> None:
-        self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version)
+        self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version, self.run)
         self.version = self.registry.version(self.version.id)
 
     def _snapshot(self) -> Snapshot:

@@ -6,8 +6,8 @@ import datetime as dt
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,12 +24,12 @@ from featurestore.online import embedded
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, look_up
 from featurestore.parity import ViewParity, compare
-from featurestore.registry.lease import lease
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
-from featurestore.registry.state import Applied, Run, Version
+from featurestore.registry.state import Applied, Rollback, Run, Version
 from featurestore.repo import load_repo
+from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, Removal, remove_retired
 from featurestore.settings import load_settings, redacted
 
 __all__ = ["FeatureStore"]
@@ -95,6 +95,20 @@ class FeatureStore:
             self._serving = None
         return plan
 
+    def rollback(self, view: str) -> Rollback:
+        """Let the version of a view that served before serve again, with all that took over together with the present one (T11).
+
+        The present version is kept, and a second rollback returns to it. So does the next `apply` of definitions that still say so.
+
+        Raises:
+            NotFoundError: no view of that name serves.
+            RollbackError: there is no version before, it is not ready, or a service could not be answered; nothing has changed.
+
+        """
+        done = self.registry.rollback(view, now=self.clock())
+        self._serving = None
+        return done
+
     # Materialization
 
     def materialize(
@@ -108,14 +122,15 @@ class FeatureStore:
     ) -> list[Report]:
         """Materialize views, by default all, from their watermark to now, or over `(start, end]` of visible time.
 
-        A view that fails does not keep the others from running.
+        A view that fails does not keep the others from running. Versions that are kept for rollback are fed too; where that fails,
+        their report has the error. At the end, some of what retired versions left is removed.
 
         Raises:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
 
         """
-        interval = _instant(start, "start"), _instant(end, "end")
-        if interval[1] is not None and interval[1] > (now := self.clock()):
+        interval, now = (_instant(start, "start"), _instant(end, "end")), self.clock()
+        if interval[1] is not None and interval[1] > now:
             raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
         materialization = Materialization(self.settings, self.registry, self.online, self.clock)
         reports: list[Report] = []
@@ -123,14 +138,20 @@ class FeatureStore:
         chosen = self._versions(views)
         for version in chosen:
             try:
-                report = materialization.run(version, *interval, progress)
+                # One present for all, so that a version which has just been replaced covers what its successor does.
+                report = materialization.run(version, *interval, progress, now)
             except FeatureStoreError as reason:
-                name = version.view.name
-                failures[name if name not in failures else f"{name} v{version.number}"] = reason
-            else:
-                reports.append(report)
-                on_report(report)
+                if not version.is_rollback:
+                    name = version.view.name
+                    failures[name if name not in failures else f"{name} v{version.number}"] = reason
+                    continue
+                # What it needs may be gone for good, which is no reason for every run to fail from now on.
+                report = Report(version.view.name, version.number, 0, None, now, error=str(reason))
+            reports.append(report)
+            on_report(report)
         self._serving = None
+        with suppress(FeatureStoreError):  # what is left is for the next run
+            list(self._remove_retired(now - KEPT_MICROS, KEYS_PER_RUN))
         if failures and len(chosen) == 1:
             raise next(iter(failures.values()))
         if failures:
@@ -138,8 +159,9 @@ class FeatureStore:
         return reports
 
     def _versions(self, views: Sequence[str] | None) -> list[Version]:
-        """Return the versions that runs feed: what serves, and the candidates that are to take over."""
-        living = [version for version in self.registry.applied().versions if version.state in ("serving", "candidate")]
+        """Return the versions that runs feed: what serves, then the candidates that are to take over, then what served before."""
+        living = [version for version in self.registry.applied().versions if version.is_fed]
+        living.sort(key=lambda version: ("serving", "candidate", "replaced").index(version.state))
         known = {version.view.name for version in living}
         if not known:
             raise InputError("no feature view is applied yet; apply the definitions first: featurestore apply")
@@ -147,6 +169,16 @@ class FeatureStore:
             if view not in known:
                 raise NotFoundError("feature view", view, known)
         return [version for version in living if views is None or version.view.name in views]
+
+    def prune(self, *, now: bool = False) -> list[Removal]:
+        """Remove what replaced and dropped versions left that no rollback can reach; the last hour's are kept unless `now` is set.
+
+        With `now`, lookups and training reads that began before the last takeover fail if they still use what is removed.
+        """
+        return list(self._remove_retired(self.clock() - (0 if now else KEPT_MICROS)))
+
+    def _remove_retired(self, before: int, keys: int | None = None) -> Iterator[Removal]:
+        return remove_retired(self.settings, self.registry, self.online, before=before, keys=keys)
 
     # Training
 
@@ -236,10 +268,10 @@ class FeatureStore:
             RunInProgressError: a view is being materialized; nothing is removed.
 
         """
-        versions = self.registry.applied().versions
+        versions = [version for version in self.registry.applied().versions if version.state != "removed"]
         with ExitStack() as leases:
             for version in versions:  # no run may go on over what is removed
-                leases.enter_context(lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"))
+                leases.enter_context(self.registry.lease(version))
             if self.settings.online.url != "embedded":
                 for version in versions:
                     self.online.drop(version)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import fractions
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from featurestore.definitions import Aggregation, FeatureView
@@ -75,7 +75,7 @@ def _aggregate(aggregation: Aggregation, rows: Sequence[Row]) -> Any:
         return _sum(values) if values else 0
     if not values or (function == "stddev" and len(values) == 1):
         return None
-    results = {
+    results: dict[str, Callable[[], Any]] = {
         "mean": lambda: float(_sum(values)) / len(values),
         "stddev": lambda: _deviation(values),
         "min": lambda: min(values, key=_rank),

@@ -105,7 +105,7 @@ def test_a_plan_made_before_a_takeover_is_refused(weather_repo: Repo) -> None:
     store.materialize()
     with pytest.raises(ConflictError, match="plan again"):
         store.apply(plan)
-    assert [new.number for new in store.apply().new_versions] == [3]
+    assert [(new.number, new.is_resumed) for new in store.apply().new_versions] == [(1, True)]
 
 
 def test_a_view_put_online_is_an_error_until_it_is_loaded(weather_repo: Repo) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import itertools
 import math
 import random
 import tempfile
@@ -184,7 +185,7 @@ def test_t06_bits_do_not_depend_on_how_the_work_is_cut(history: History, cuts: i
     asked = asked_of(history)
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as several:
         whole = evaluate(history, materialized(history, one), asked)
-        snapshot = materialized(history, several, list(zip(bounds, bounds[1:], strict=False)))
+        snapshot = materialized(history, several, list(itertools.pairwise(bounds)))
         with pytest.MonkeyPatch.context() as patch:
             set_bucket_rows(patch, bucket_rows)
             parts = evaluate(history, snapshot, asked, threads=2)

@@ -14,6 +14,7 @@ types and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,6 +80,9 @@ def describe(source: FileSource, root: Path) -> SourceColumns:
             schemas = [pq.read_schema(file).remove_metadata() for file in files]
         except (OSError, pa.ArrowException) as reason:
             raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
+        for file, schema in zip(files, schemas, strict=True):
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"source {source.name!r} ({source.path}): {file} has more than one column {twice[0]!r}")
         is_uniform = all(schema.equals(schemas[0]) for schema in schemas)
         alone = [] if is_uniform else [_describe(connection, parquet([file])) for file in files]
     return {

@@ -208,6 +208,25 @@ class OfflineTable:
             if path not in before and path not in committed:
                 path.unlink(missing_ok=True)
 
+    def discard_unnamed(self) -> int:
+        """Remove files that no version names, as a process leaves that was killed before its commit; returns how many.
+
+        The caller holds the lease, so nobody is about to name one.
+        """
+        try:
+            named = {
+                action["add"]["path"]
+                for log in self.folder.glob("_delta_log/*.json")
+                for line in log.read_bytes().splitlines()
+                if "add" in (action := orjson.loads(line))
+            }
+            unnamed = [path for path in self.folder.glob("*.parquet*") if path.name not in named]
+            for path in unnamed:
+                path.unlink()
+        except (OSError, orjson.JSONDecodeError) as reason:
+            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+        return len(unnamed)
+
     @property
     def _trouble(self) -> str:
         return f"cannot write the table of view {self.view.name!r} at {self.folder}"

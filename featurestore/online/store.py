@@ -7,6 +7,7 @@ deletion is an empty row with its order that expires after a while, so that noth
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -30,6 +31,7 @@ __all__ = ["OnlineRows", "OnlineStore", "Status"]
 
 _BATCH = 500
 _DELETED_FOR_MS = 24 * 3600 * 1000
+_PAUSE_SECONDS = 0.01
 _KEPT_BEYOND_TTL_MS = 24 * 3600 * 1000
 
 # KEYS: rows' keys. ARGV: the low and high half of the order, then for each key its row and the milliseconds it lives (0: forever).
@@ -100,6 +102,12 @@ class OnlineStore:
         """Raise OnlineStoreError unless the store answers."""
         with translated(self._settings):
             self._client.ping()
+
+    def server(self) -> dict[str, Any]:
+        """Return what the server says of itself (INFO), and its present in microseconds as `time`."""
+        with translated(self._settings):
+            seconds, micros = self._client.time()
+            return {**self._client.info(), "time": seconds * 1_000_000 + micros}
 
     # Reading
 
@@ -176,13 +184,20 @@ class OnlineStore:
         with translated(self._settings):
             self._client.set(marker(version.uid), run)
 
-    def drop(self, version: Version) -> int:
-        """Remove every row of a version; returns how many."""
+    def drop(self, version: Version, *, limit: int | None = None) -> int:
+        """Remove the rows of a version, no faster than is good for those who look others up; returns how many.
+
+        With a `limit` it stops once so many are gone: the version has more.
+        """
         dropped = 0
         with translated(self._settings):
             self._client.delete(marker(version.uid))
             for batch in self._scan(version):
-                dropped += int(self._client.unlink(*batch))
+                part = batch if limit is None else batch[: limit - dropped]
+                dropped += int(self._client.unlink(*part))
+                if dropped == limit:
+                    break
+                time.sleep(_PAUSE_SECONDS)
         return dropped
 
     def count(self, version: Version) -> int:

@@ -1,16 +1,19 @@
 """The registry's SQL schema. This module's tables are its specification.
 
+A database of an older schema is brought here by `migrations/`, one step for each number; `meta` says which number it has, and so
+does Alembic's own table. A newer number belongs to a newer release, and is left alone.
+
 Instants are microseconds. JSON is text in canonical form. An object's `spec` is what was applied last (null: removed), its
 `serving` what its name means now: the two differ while versions that it is connected with are still candidates (T11).
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
 
-__all__ = ["SCHEMA_VERSION", "changes", "meta", "metadata", "objects", "runs", "versions"]
+__all__ = ["SCHEMA_VERSION", "alembic", "changes", "meta", "metadata", "objects", "runs", "takeovers", "versions"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = MetaData()
 
 meta = Table(
@@ -21,6 +24,9 @@ meta = Table(
     Column("project", Text, nullable=False),
     Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
 )
+
+# Alembic's own record, under a name of ours, since an application that shares the database may have its.
+alembic = Table("featurestore_alembic", metadata, Column("version_num", String(32), primary_key=True))
 
 objects = Table(
     "objects",
@@ -40,7 +46,7 @@ changes = Table(
     Column("applied_by", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("name", Text, nullable=False),
-    Column("action", Text, nullable=False),  # create, change, remove
+    Column("action", Text, nullable=False),  # create, change, remove, rollback
     Column("fields", Text, nullable=False),  # JSON: [{"field", "before", "after"}]
 )
 
@@ -53,7 +59,7 @@ versions = Table(
     Column("number", Integer, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("spec", Text, nullable=False),  # the whole view, source and entities included
-    Column("state", Text, nullable=False),  # candidate, serving, replaced, dropped
+    Column("state", Text, nullable=False),  # candidate, serving, replaced, dropped, removing, removed
     Column("created_at", BigInteger, nullable=False),
     # Coverage: rows with start < visible time <= end are in the table at `table_version`. The end is the watermark.
     Column("coverage_start", BigInteger),
@@ -62,7 +68,22 @@ versions = Table(
     # The last completed online load: its run, and the table version that it loaded.
     Column("loaded_run", BigInteger),
     Column("loaded_table_version", BigInteger),
+    Column("retired_at", BigInteger),  # when it was replaced or dropped
     UniqueConstraint("view", "number"),
+)
+
+# What took over together, and what it took over from: the way back for a rollback. The ids of versions, null: none served.
+takeovers = Table(
+    "takeovers",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("takeover", Integer, nullable=False),  # shared by what took over together; grows
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("version_before", Integer),
+    Column("version_after", Integer),
 )
 
 runs = Table(
