@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
@@ -96,16 +96,30 @@ class PackedRows:
 
 @dataclass(frozen=True)
 class _Run:
-    """Slots of one dtype side by side, which are read as one matrix; `first` is the index among all parts of the slots."""
+    """Slots of one type side by side, which are read as one matrix.
 
-    first: int
+    `part` is the place of the first among all parts of the slots, `feature` its place among the features, `arrow` the type of all, or
+    none where the values are in the tail.
+    """
+
+    part: int
+    feature: int
     count: int
     offset: int
     dtype: str
+    arrow: pa.DataType | None
 
-    @property
-    def end(self) -> int:
-        return self.offset + self.count * np.dtype(self.dtype).itemsize
+    def of(self, fixed: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return the slots of all rows, shape (rows, count)."""
+        end = self.offset + self.count * np.dtype(self.dtype).itemsize
+        return np.ascontiguousarray(fixed[:, self.offset : end]).view(self.dtype).reshape(len(fixed), self.count)
+
+    def columns(self, block: npt.NDArray[Any], nulls: npt.NDArray[np.bool_] | None) -> list[pa.Array]:
+        """Return the slots, shape (count, rows), as columns. All are slices of one array, which costs a third of making each."""
+        rows = block.shape[1]
+        absent = None if nulls is None else nulls[self.feature : self.feature + self.count].reshape(-1)
+        whole = fixed_column(block.reshape(-1), absent, self.arrow)
+        return [whole.slice(place * rows, rows) for place in range(self.count)]
 
 
 @lru_cache(maxsize=4096)
@@ -137,9 +151,19 @@ class RowCodec:
                 "itemsize": self.width,
             }
         )
-        self._runs = list(_runs(parts, offsets))
+        self._runs = list(self._grouped(parts, offsets))
         self._row = struct.Struct(f"<xq8x{self._bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
         self.is_fixed_width = all(field.type.is_fixed_width for field in self.fields)
+
+    def _grouped(self, parts: Sequence[str], offsets: Sequence[int]) -> Iterator[_Run]:
+        places = [(feature, field.type) for feature, field in enumerate(self.fields)]
+        for type_, group in itertools.groupby(places, key=lambda place: place[1]):
+            feature, count = next(group)[0], 1 + len(list(group))
+            part = self._parts[feature]
+            if type_.is_fixed_width:
+                yield _Run(part, feature, count, offsets[part], type_.numpy, type_.arrow)
+            else:
+                yield _Run(part, feature, count * (2 if type_.item else 1), offsets[part], "<u4", None)
 
     # Encoding
 
@@ -180,27 +204,34 @@ class RowCodec:
 
         """
         starts, lengths, buffer, fixed = self._heads(rows)
-        slots, nulls = self._slots(fixed), self._nulls(fixed)
-        tail = starts + self.width
-        ends = np.zeros(len(rows), dtype=np.int64)
-        columns = []
-        for index, (field, part) in enumerate(zip(self.fields, self._parts, strict=True)):
-            absent = None if nulls is None else nulls[index]
-            if field.type.is_fixed_width:
-                columns.append(fixed_column(slots[part], absent, field.type))
+        nulls = self._nulls(fixed)
+        columns: list[pa.Array] = []
+        ends = starts + self.width
+        for run in self._runs:
+            block = np.ascontiguousarray(run.of(fixed).T)
+            if run.arrow is not None:
+                columns += run.columns(block, nulls)
                 continue
-            begins, ends = ends, slots[part].astype(np.int64)
-            if np.any(ends < begins) or np.any(tail + ends > starts + lengths):
-                _refuse_cut(field)
-            values = slices(buffer, tail + begins, ends - begins)
-            counts = slots[part + 1] if field.type.item is not None else None
-            try:
-                columns.append(variable_column(values, counts, absent, field.type))
-            except (pa.ArrowException, ValueError) as reason:
-                _refuse_content(field, reason)
-        if np.any(tail + ends != starts + lengths):
+            parts = iter(block)
+            for slot in parts:
+                feature = len(columns)
+                begins, ends = ends, starts + self.width + slot
+                if np.any(ends < begins) or np.any(ends > starts + lengths):
+                    _refuse_cut(self.fields[feature])
+                counts = next(parts) if self.fields[feature].type.item is not None else None
+                absent = None if nulls is None else nulls[feature]
+                columns.append(self._variable(slices(buffer, begins, ends - begins), counts, absent, self.fields[feature]))
+        if np.any(ends != starts + lengths):
             _refuse_longer()
         return columns, np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0]
+
+    def _variable(
+        self, values: pa.Array, counts: npt.NDArray[np.uint32] | None, nulls: npt.NDArray[np.bool_] | None, field: Field
+    ) -> pa.Array:
+        try:
+            return variable_column(values, counts, nulls, field.type)
+        except (pa.ArrowException, ValueError) as reason:
+            _refuse_content(field, reason)
 
     def decode_plain(self, rows: Sequence[bytes]) -> list[list[Any]]:
         """Return the features of rows that are not deleted as lists by column, of None, bool, int, float, str, bytes or list.
@@ -235,13 +266,6 @@ class RowCodec:
             _refuse_foreign(rows[int(np.argmax(fixed[:, 0] != _ROW))])
         return starts, lengths, buffer, fixed
 
-    def _slots(self, fixed: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        slots: list[npt.NDArray[Any]] = []
-        for run in self._runs:
-            block = np.ascontiguousarray(fixed[:, run.offset : run.end]).view(run.dtype)
-            slots += list(np.ascontiguousarray(block.reshape(len(fixed), run.count).T))
-        return slots
-
     def _nulls(self, fixed: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
         """Return which features are null, shape (features, rows); none where no feature is."""
         bitmap = fixed[:, HEADER_BYTES : HEADER_BYTES + self._bitmap]
@@ -256,8 +280,7 @@ class RowCodec:
             _refuse_longer()
         parts: list[list[Any]] = []
         for run in self._runs:
-            block = np.ascontiguousarray(fixed[:, run.offset : run.end]).view(run.dtype)
-            parts += block.reshape(len(fixed), run.count).T.tolist()
+            parts += run.of(fixed).T.tolist()
         nulls = self._nulls(fixed)
         return parts, [] if nulls is None else np.argwhere(nulls).tolist()
 
@@ -299,16 +322,6 @@ class RowCodec:
         if any(len(content) != end for content, end in zip(rows, begins, strict=True)):
             _refuse_longer()
         return columns
-
-
-def _runs(parts: Sequence[str], offsets: Sequence[int]) -> list[_Run]:
-    runs = []
-    first = 0
-    for dtype, group in itertools.groupby(parts):
-        count = len(list(group))
-        runs.append(_Run(first, count, offsets[first], dtype))
-        first += count
-    return runs
 
 
 def _joined(records: npt.NDArray[Any], tail_lengths: Integers, tails: Sequence[pa.Array]) -> PackedRows:

@@ -86,12 +86,12 @@ def fixed_bytes(column: pa.Array | pa.ChunkedArray, type_: ValueType) -> Bytes2D
     return values.view(np.uint8).reshape(len(values), values.dtype.itemsize)
 
 
-def fixed_column(values: npt.NDArray[Any], nulls: Bools | None, type_: ValueType) -> pa.Array:
-    """Return numbers, which are contiguous, as a column of a type of fixed width."""
-    if type_.name == "Bool":
+def fixed_column(values: npt.NDArray[Any], nulls: Bools | None, arrow: pa.DataType) -> pa.Array:
+    """Return numbers, which are contiguous, as a column of an Arrow type of fixed width."""
+    if values.dtype == np.bool_:
         return pa.array(values, mask=nulls)
     validity = None if nulls is None else pa.py_buffer(np.packbits(~nulls, bitorder="little"))
-    return pa.Array.from_buffers(type_.arrow, len(values), [validity, pa.py_buffer(values)])
+    return pa.Array.from_buffers(arrow, len(values), [validity, pa.py_buffer(values)])
 
 
 # Variable width
@@ -144,7 +144,7 @@ def variable_column(values: pa.Array, counts: npt.NDArray[np.uint32] | None, nul
     if width and np.array_equal(lengths_of(values), counts * np.int64(width)):
         # No item is null, as in embeddings: all items of all rows are one array.
         content = np.frombuffer(values.buffers()[2], np.uint8)[: int(offsets[-1]) * width]
-        items = fixed_column(content.view(item.numpy), None, item)
+        items = fixed_column(content.view(item.numpy), None, item.arrow)
         return pa.ListArray.from_arrays(pa.array(offsets), items, mask=mask)
     lists = [_unpack_items(value, int(count), item) for value, count in zip(_raw(values), counts, strict=True)]
     items = pa.concat_arrays(lists) if lists else pa.nulls(0, item.arrow)
@@ -161,7 +161,7 @@ def _unpack_items(value: Bytes1D, count: int, item: ValueType) -> pa.Array:
     nulls = np.unpackbits(bits, bitorder="little")[:count].astype(bool)
     heads = value[: count * width].copy()  # aligned then
     if item.is_fixed_width:
-        return fixed_column(heads.view(item.numpy), nulls, item)
+        return fixed_column(heads.view(item.numpy), nulls, item.arrow)
     ends = heads.view("<u4").astype(np.int64)
     lengths = np.diff(ends, prepend=0)
     if np.any(lengths < 0) or (ends[-1] if count else 0) != len(value) - first:
