@@ -91,6 +91,8 @@ class Materialization:
     registry: Registry
     online: OnlineStore
     clock: Clock
+    max_rate: float | None = None
+    """How many rows per second a run may write online; none: as many as those who read let it."""
 
     def run(self, version: Version, start: int | None, end: int | None, progress: Progress) -> Report:
         """Materialize one version over `(start, end]`, by default from its watermark to now.
@@ -113,7 +115,7 @@ class _Run:
         self.version = version
         self.view = version.view
         self.table = offline_table(parent.settings, version)
-        self.clock = parent.clock
+        self.clock, self.max_rate = parent.clock, parent.max_rate
         self.now = self.clock()
         self.progress = progress
 
@@ -252,21 +254,22 @@ class _Run:
         if not is_full and loaded is not None:
             before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}
             files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
-        written = deleted = 0
         total = sum(file.rows for file in files.values())
         batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row(self._features)))
-        for keys in self._distinct_keys(sorted(files), batch):
-            values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
-            present, absent = pa.array(values.present), pa.array(~values.present)
-            kept = [key.filter(present) for key in keys]
-            rows, times = values.features.filter(present), values.event_times.filter(present)
-            written += self.online.write(self.version, kept, rows, times, run=report.run, now=self.now)
-            deleted += self.online.delete(self.version, [key.filter(absent) for key in keys], run=report.run)
-            self.progress(Step(self.view.name, "online", written + deleted, max(total, written + deleted)))
-        if is_full:
-            deleted += self.online.sweep(self.version, run=report.run)
-        self.online.mark_loaded(self.version, run=report.run)
-        report = replace(report, online_written=written, online_deleted=deleted, online_full=is_full)
+        with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
+            done = 0
+            for keys in self._distinct_keys(sorted(files), batch):
+                values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
+                present, absent = pa.array(values.present), pa.array(~values.present)
+                kept = [key.filter(present) for key in keys]
+                load.write(kept, values.features.filter(present), values.event_times.filter(present))
+                load.delete([key.filter(absent) for key in keys])
+                done += len(keys[0])
+                self.progress(Step(self.view.name, "online", done, max(total, done)))
+            if is_full:
+                load.sweep()
+            load.finish()
+        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=is_full)
         return report, Loaded(report.run, snapshot.version)
 
     @property

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,7 +23,7 @@ from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, TrainingSet
 from featurestore.online import embedded
 from featurestore.online.store import OnlineStore
-from featurestore.online.vectors import FeatureVectors, look_up
+from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.parity import ViewParity, compare
 from featurestore.registry.lease import lease
 from featurestore.registry.plan import Plan, make_plan
@@ -34,12 +36,22 @@ from featurestore.settings import load_settings, redacted
 __all__ = ["FeatureStore"]
 
 _SERVING_SECONDS = 1.0
+_PLANS = 1000
 
 Features = str | FeatureService | Sequence[str]
 """What is asked for: a feature service, its name, or a list of `"view:feature"`."""
 
 Moment = dt.datetime | str | int
 """An instant: a datetime (a naive one is UTC), an ISO 8601 text, or microseconds."""
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """What names mean, when that was read, and the lookups that were compiled from it."""
+
+    read_at: float
+    applied: Applied
+    plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
 
 
 class FeatureStore:
@@ -53,7 +65,7 @@ class FeatureStore:
         self.settings = load_settings(Path(repo))
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
-        self._serving: tuple[float, Applied] | None = None
+        self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
 
@@ -71,6 +83,17 @@ class FeatureStore:
         self.online.close()
         if self._registry is not None:
             self._registry.close()
+
+    async def aclose(self) -> None:
+        """Close connections, those of the running event loop included."""
+        await self.online.aclose()
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -182,19 +205,45 @@ class FeatureStore:
             OnlineStoreError: the online store does not answer.
 
         """
-        selection = select(self._serving_now(), _wanted(features))
-        return look_up(self.online, selection, entities, now=self.clock())
+        plan = self._lookup_plan(features)
+        request = plan.request(entities)
+        return plan.answer(request, self.online.fetch(request.names), now=self.clock())
+
+    async def get_online_features_async(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
+        """Return the same as `get_online_features`: all tasks of an event loop share one connection to each server.
+
+        Close the store with `await store.aclose()` then, or use it with `async with`.
+        """
+        if self._is_stale():
+            await asyncio.to_thread(self._serving_now)
+        plan = self._lookup_plan(features)
+        request = plan.request(entities)
+        return plan.answer(request, await self.online.fetch_async(request.names), now=self.clock())
+
+    def _lookup_plan(self, features: Features) -> LookupPlan:
+        """Return what a service or a list of features asks for, compiled once for what names mean now."""
+        wanted = _wanted(features)
+        plans, name = self._serving_now().plans, wanted if isinstance(wanted, str) else tuple(wanted)
+        plan = plans.get(name)
+        if plan is None:
+            if len(plans) >= _PLANS:
+                plans.clear()
+            plan = plans[name] = LookupPlan(select(self._serving_now().applied, wanted))
+        return plan
 
     def selection(self, features: Features) -> Selection:
         """Return what a service or list of features asks for: its keys, columns and types."""
-        return select(self._serving_now(), _wanted(features))
+        return self._lookup_plan(features).selection
 
-    def _serving_now(self) -> Applied:
+    def _serving_now(self) -> _Serving:
         """Return what names mean, read from the registry at most once a second."""
-        now = time.monotonic()
-        if self._serving is None or now - self._serving[0] > _SERVING_SECONDS:
-            self._serving = now, self.registry.serving()
-        return self._serving[1]
+        serving = self._serving
+        if serving is None or self._is_stale():
+            serving = self._serving = _Serving(time.monotonic(), self.registry.serving())
+        return serving
+
+    def _is_stale(self) -> bool:
+        return self._serving is None or time.monotonic() - self._serving.read_at > _SERVING_SECONDS
 
     # Looking at it
 

@@ -127,14 +127,15 @@ _TAG_BYTES = 5
 
 @dataclass(frozen=True)
 class KeyBlock:
-    """Keys of one length: their bytes, shape (n, length), and to which rows they belong, shape (n,)."""
+    """Keys of one length of a version: their bytes, shape (n, length), and to which rows they belong, shape (n,)."""
 
+    uid: str
     rows: npt.NDArray[np.int64]
     keys: npt.NDArray[np.uint8]
 
-    def slots(self, uid: str) -> npt.NDArray[np.uint16]:
+    def slots(self) -> npt.NDArray[np.uint16]:
         """Return the slot of each key."""
-        return slots(self.keys[:, len(uid) + 1 : len(uid) + 4])
+        return slots(self.keys[:, len(self.uid) + 1 : len(self.uid) + 4])
 
     def to_list(self) -> list[bytes]:
         """Return each key."""
@@ -177,7 +178,7 @@ class KeyCodec:
             return None
         if len(parts) == 1:
             return [None if key is None else self._key(key) for key in parts[0]]
-        return [None if None in row else self._key(b"".join(row)) for row in zip(*parts, strict=True)]  # type: ignore[arg-type]
+        return [None if None in row else self._key(b"".join(row)) for row in zip(*parts, strict=True)]
 
     def _key(self, key: bytes) -> bytes:
         hashed = zlib.crc32(key)
@@ -201,10 +202,10 @@ class KeyCodec:
         whole = [contiguous(column) for column in columns]
         if not len(whole[0]):
             return
-        parts = [_Part(column, type_, has_length) for column, type_, has_length in zip(whole, self._types, self._has_length, strict=True)]
+        parts = [_Part(*each) for each in zip(whole, self._types, self._has_length, strict=True)]
         for rows in _groups([part.lengths for part in parts if part.lengths is not None], len(whole[0])):
             key = np.concatenate([part.of(rows) for part in parts], axis=1)
-            yield KeyBlock(rows, np.concatenate([self._heads(key), key], axis=1))
+            yield KeyBlock(self.uid, rows, np.concatenate([self._heads(key), key], axis=1))
 
     def _heads(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         hashed = _crc32(keys)
@@ -253,7 +254,8 @@ def _groups(lengths: Sequence[npt.NDArray[np.int64]], count: int) -> Iterator[np
     if not lengths:
         yield np.arange(count)
         return
-    _, group = np.unique(np.stack(lengths, axis=1), axis=0, return_inverse=True) if len(lengths) > 1 else np.unique(lengths[0], return_inverse=True)
+    kinds = np.unique(lengths[0], return_inverse=True) if len(lengths) == 1 else np.unique(lengths, axis=1, return_inverse=True)
+    group = kinds[1].reshape(-1)
     order = np.argsort(group, kind="stable")
     yield from np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
 

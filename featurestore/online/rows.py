@@ -87,6 +87,14 @@ class PackedRows:
         length = int(self.lengths[0])
         return self.content.reshape(-1, length) if (self.lengths == length).all() else None
 
+    def take(self, places: Integers) -> PackedRows:
+        """Return some of the rows."""
+        lengths = self.lengths[places]
+        if (matrix := self.matrix) is not None:
+            return PackedRows(matrix[places].reshape(-1), lengths)
+        starts = np.cumsum(self.lengths) - self.lengths
+        return PackedRows(self.content[positions(starts[places], lengths)], lengths)
+
     def to_list(self) -> list[bytes]:
         """Return each row."""
         blob = self.content.tobytes()
@@ -98,8 +106,8 @@ class PackedRows:
 class _Run:
     """Slots of one type side by side, which are read as one matrix.
 
-    `part` is the place of the first among all parts of the slots, `feature` its place among the features, `arrow` the type of all, or
-    none where the values are in the tail.
+    `part` is the place of the first among all parts of the slots, `feature` its place among the features, `arrow` the type of all,
+    or none where the values are in the tail.
     """
 
     part: int
@@ -151,19 +159,20 @@ class RowCodec:
                 "itemsize": self.width,
             }
         )
-        self._runs = list(self._grouped(parts, offsets))
+        self._runs = list(self._grouped(offsets))
         self._row = struct.Struct(f"<xq8x{self._bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
         self.is_fixed_width = all(field.type.is_fixed_width for field in self.fields)
 
-    def _grouped(self, parts: Sequence[str], offsets: Sequence[int]) -> Iterator[_Run]:
-        places = [(feature, field.type) for feature, field in enumerate(self.fields)]
-        for type_, group in itertools.groupby(places, key=lambda place: place[1]):
-            feature, count = next(group)[0], 1 + len(list(group))
+    def _grouped(self, offsets: Sequence[int]) -> Iterator[_Run]:
+        feature = 0
+        for type_, group in itertools.groupby(field.type for field in self.fields):
+            count = len(list(group))
             part = self._parts[feature]
             if type_.is_fixed_width:
                 yield _Run(part, feature, count, offsets[part], type_.numpy, type_.arrow)
             else:
                 yield _Run(part, feature, count * (2 if type_.item else 1), offsets[part], "<u4", None)
+            feature += count
 
     # Encoding
 
@@ -246,6 +255,12 @@ class RowCodec:
 
     def event_times(self, rows: Sequence[bytes]) -> list[int]:
         """Return the event times of rows that are not deleted; refuses a row whose format or length is not the view's."""
+        if len(rows) >= _FEW_ROWS:
+            _, lengths, _, fixed = self._heads(rows)
+            if self.is_fixed_width and (lengths != self.width).any():
+                _refuse_longer()
+            times: list[int] = np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0].tolist()
+            return times
         for row in rows:
             if len(row) < self.width or row[0] != _ROW or (self.is_fixed_width and len(row) > self.width):
                 _refuse_foreign(row)
@@ -282,7 +297,7 @@ class RowCodec:
         for run in self._runs:
             parts += run.of(fixed).T.tolist()
         nulls = self._nulls(fixed)
-        return parts, [] if nulls is None else np.argwhere(nulls).tolist()
+        return parts, [] if nulls is None else [(feature, row) for feature, row in np.argwhere(nulls).tolist()]
 
     def _unpacked(self, rows: Sequence[bytes]) -> tuple[list[list[Any]], list[tuple[int, int]]]:
         """Return the same as `_blocks`, by one call for each row."""
