@@ -297,7 +297,7 @@ def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list
 
     assert [column.type for column in columns] == [type_.arrow for type_ in types]
     assert [bits(column) for column in columns] == [bits(rows[name].combine_chunks()) for name in rows.column_names]
-    assert decoded_times.tolist() == event_times == codec(*types).event_times(encoded)
+    assert decoded_times.tolist() == event_times == codec(*types).open(encoded).event_times
     for times_over in (1, 24):  # `struct` reads few rows, numpy reads many
         found = [shown(column) for column in codec(*types).decode_plain(encoded * times_over)]
         assert found == [shown(stored(column, type_)) * times_over for column, type_ in zip(columns, types, strict=True)]

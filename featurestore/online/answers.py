@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,29 +32,22 @@ class OnlineRows:
 
     def __init__(self, codec: RowCodec, ttl: int | None, values: Sequence[bytes | None], now: int) -> None:
         """Take the stored values, and the TTL and the present in microseconds."""
-        self._codec = codec
-        rows = [None if value is None or is_deleted(value) else value for value in values]
-        stored = [row for row in rows if row is not None]
-        self._times = codec.event_times(stored)
-        times = iter(self._times)
-        self.status_list = (
-            [
-                Status.NOT_FOUND if row is None else Status.OUTSIDE_MAX_AGE if now - next(times) > ttl else Status.PRESENT
-                for row in rows
-            ]
-            if ttl is not None
-            else [Status.NOT_FOUND if row is None else Status.PRESENT for row in rows]
-        )
-        self._stored = stored
-        self._rows = rows
+        is_found = [value is not None and not is_deleted(value) for value in values]
+        self._is_whole = all(is_found)
+        self._is_found = is_found
+        stored = values if self._is_whole else [value for value, is_there in zip(values, is_found, strict=True) if is_there]
+        self._batch = codec.open(cast("Sequence[bytes]", stored))
+        self.status_list = [Status.PRESENT] * len(values)
+        if not self._is_whole:
+            self.status_list = [Status.PRESENT if is_there else Status.NOT_FOUND for is_there in is_found]
+        if ttl is not None:
+            self._hide_old(now - ttl)
 
-    @cached_property
-    def _present(self) -> list[bytes]:
-        return [row for row, status in zip(self._rows, self.status_list, strict=True) if row is not None and not status]
-
-    @property
-    def _is_whole(self) -> bool:
-        return len(self._present) == len(self._rows)
+    def _hide_old(self, oldest: int) -> None:
+        places = (place for place, is_there in enumerate(self._is_found) if is_there)
+        for place, time in zip(places, self._batch.event_times, strict=True):
+            if time < oldest:
+                self.status_list[place] = Status.OUTSIDE_MAX_AGE
 
     @property
     def statuses(self) -> npt.NDArray[np.uint8]:
@@ -64,35 +57,35 @@ class OnlineRows:
     @cached_property
     def features(self) -> list[pa.Array]:
         """The features as columns of their declared Arrow types."""
-        columns, _ = self._codec.decode(self._present)
-        if self._is_whole:
+        columns = self._batch.columns()
+        if not any(self.status_list):
             return columns
-        places = _places([status == Status.PRESENT for status in self.status_list])
+        places = self._places([status == Status.PRESENT for status in self.status_list])
         return [column.take(places) for column in columns]
 
     @cached_property
     def plain(self) -> list[list[Any]]:
         """The features as lists by column; dates are days and timestamps microseconds since 1970."""
-        columns = self._codec.decode_plain(self._present)
-        if self._is_whole:
+        columns = self._batch.plain()
+        if not any(self.status_list):
             return columns
-        if not self._present:
-            return [[None] * len(self._rows) for _ in columns]
         filled = []
         for column in columns:
             values = iter(column)
-            filled.append([next(values) if status == Status.PRESENT else None for status in self.status_list])
+            filled.append([next(values) if is_there else None for is_there in self._is_found])
+        for place, status in enumerate(self.status_list):
+            if status == Status.OUTSIDE_MAX_AGE:
+                for column in filled:
+                    column[place] = None
         return filled
 
     @cached_property
     def event_times(self) -> pa.Array:
         """The event time of each row that was found, those too old included; null in static views."""
-        times = np.array(self._times, dtype=np.int64)
+        times = np.array(self._batch.event_times, dtype=np.int64)
         timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
-        return timed if len(self._stored) == len(self._rows) else timed.take(_places([row is not None for row in self._rows]))
+        return timed if self._is_whole else timed.take(self._places(self._is_found))
 
-
-def _places(is_there: Sequence[bool]) -> pa.Array:
-    """Return where each row stands among those that are there, null for the others."""
-    there = np.array(is_there, dtype=bool)
-    return pa.array(np.cumsum(there) - 1, mask=~there)
+    def _places(self, is_wanted: Sequence[bool]) -> pa.Array:
+        """Return where each row stands among those that are stored, null for those that are not wanted."""
+        return pa.array(np.cumsum(self._is_found) - 1, mask=~np.array(is_wanted, dtype=bool))

@@ -128,11 +128,7 @@ class Delivery:
     def _attempt(self, sent: Sequence[Parcel]) -> tuple[int, list[Parcel], redis.RedisError | None]:
         """Send each parcel once; returns the rows written, the parcels that have to be sent again, and why."""
         written, left, failure = 0, list[Parcel](), None
-        try:
-            groups = self._by_owner(sent)
-        except redis.RedisError as reason:
-            return 0, list(sent), reason
-        for endpoint, group in groups.items():
+        for endpoint, group in self._by_owner(sent).items():
             try:
                 link = self._link(endpoint)
                 replies = link.exchange(b"".join([each.frame.payload for each in group]), len(group))
@@ -168,10 +164,7 @@ class Delivery:
             return {layout.endpoints[0]: list(sent)}
         groups: dict[Endpoint, list[Parcel]] = {}
         for parcel in sent:
-            owner = int(layout.owners[parcel.slot or 0])
-            if owner < 0:
-                raise RefusedError(f"CLUSTERDOWN slot {parcel.slot} has no owner")
-            groups.setdefault(layout.endpoints[owner], []).append(parcel)
+            groups.setdefault(layout.endpoints[layout.owners[parcel.slot or 0]], []).append(parcel)
         return groups
 
     def _link(self, endpoint: Endpoint) -> Link:

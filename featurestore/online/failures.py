@@ -10,7 +10,7 @@ import redis
 from featurestore.errors import OnlineStoreError
 from featurestore.settings import Settings, redacted
 
-__all__ = ["translated"]
+__all__ = ["ours", "translated"]
 
 _REFUSALS = (
     # how the answer of the server begins, what redis-py makes of it, what that means, what to do
@@ -33,11 +33,12 @@ def translated(settings: Settings) -> Iterator[None]:
     try:
         yield
     except redis.RedisError as reason:
-        raise _ours(f"the online store {redacted(settings.online.url)}", reason) from reason
+        raise ours(settings, reason) from reason
 
 
-def _ours(store: str, reason: redis.RedisError) -> OnlineStoreError:
-    text = str(reason)
+def ours(settings: Settings, reason: redis.RedisError) -> OnlineStoreError:
+    """Return the driver's error as one that names the store and what to do."""
+    store, text = f"the online store {redacted(settings.online.url)}", str(reason)
     for begin, kind, meaning, advice in _REFUSALS:
         if text.startswith(begin) or (kind is not None and isinstance(reason, kind)):
             return OnlineStoreError(f"{store} {meaning} ({text}); {advice}")

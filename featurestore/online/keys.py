@@ -88,8 +88,10 @@ def key_bytes(columns: Sequence[pa.ChunkedArray], types: Sequence[ValueType]) ->
 
 def slot(key: bytes) -> int:
     """Return the slot of a key that holds a tag."""
-    first = key.index(b"{") + 1
-    return int(slots(np.frombuffer(key[first : first + 3], np.uint8)[None, :])[0])
+    first, table, crc = key.index(b"{") + 1, _crc16_list(), 0
+    for letter in key[first : first + 3]:
+        crc = (crc << 8 & 0xFFFF) ^ table[crc >> 8 ^ letter]
+    return crc % SLOTS
 
 
 def slots(tags: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
@@ -107,6 +109,12 @@ def _crc16_table() -> npt.NDArray[np.uint16]:
     for _ in range(8):
         table = np.where(table & 0x8000, (table << np.uint16(1)) ^ np.uint16(0x1021), table << np.uint16(1)).astype(np.uint16)
     return table
+
+
+@cache
+def _crc16_list() -> list[int]:
+    numbers: list[int] = _crc16_table().tolist()
+    return numbers
 
 
 @lru_cache(maxsize=SLOTS)
@@ -170,19 +178,18 @@ class KeyCodec:
                 if known is None:
                     return None
                 kind, encode = known
-                if not all(type(value) is kind or value is None for value in column):
+                if not {kind, type(None)}.issuperset(map(type, column)):
                     return None
                 part = [None if value is None else encode(value) for value in column]
                 parts.append([_with_length(each) for each in part] if has_length else part)
         except (struct.error, UnicodeError):
             return None
-        if len(parts) == 1:
-            return [None if key is None else self._key(key) for key in parts[0]]
-        return [None if None in row else self._key(b"".join(row)) for row in zip(*parts, strict=True)]
-
-    def _key(self, key: bytes) -> bytes:
-        hashed = zlib.crc32(key)
-        return b"".join((self._prefix, _FIRST[hashed >> 6 & 4095], _LAST[hashed & 63], key))
+        keys = parts[0] if len(parts) == 1 else [None if None in row else b"".join(row) for row in zip(*parts, strict=True)]
+        prefix, crc32 = self._prefix, zlib.crc32
+        return [
+            None if key is None else b"%b%b%b%b" % (prefix, _FIRST[(hashed := crc32(key)) >> 6 & 4095], _LAST[hashed & 63], key)
+            for key in keys
+        ]
 
     def names(self, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
         """Return the key of each row of columns of the declared types, none for a row with a null."""

@@ -28,7 +28,7 @@ import itertools
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
@@ -53,11 +53,12 @@ from featurestore.online.tails import (
     variable_values,
 )
 
-__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "PackedRows", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
+__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "PackedRows", "RowBatch", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
 
 HEADER_BYTES = 17
 NO_EVENT_TIME = -(2**63)
 _ROW, _DELETED = 1, 0
+_ROW_FORMAT = bytes([_ROW])
 _FEW_ROWS = 24  # where one numpy call for each column begins to cost less than one `struct` call for each row
 _CODES = {"?": "?", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
@@ -141,33 +142,33 @@ class RowCodec:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
-        self._bitmap = (len(self.fields) + 7) // 8
+        self.bitmap = (len(self.fields) + 7) // 8
         parts: list[str] = []  # the dtypes of all parts of the slots: two for an array, one for everything else
-        self._parts: list[int] = []
+        self.parts: list[int] = []
         for field in self.fields:
-            self._parts.append(len(parts))
+            self.parts.append(len(parts))
             parts += [field.type.numpy] if field.type.is_fixed_width else ["<u4"] * (2 if field.type.item else 1)
         widths = [np.dtype(part).itemsize for part in parts]
-        first = HEADER_BYTES + self._bitmap
+        first = HEADER_BYTES + self.bitmap
         offsets = [first, *(first + width for width in itertools.accumulate(widths))]
         self.width = offsets.pop()
         self._dtype = np.dtype(
             {
                 "names": ["format", "event_time", "order", "nulls", *map(str, range(len(parts)))],
-                "formats": ["u1", "<i8", "<i8", f"({self._bitmap},)u1", *parts],
+                "formats": ["u1", "<i8", "<i8", f"({self.bitmap},)u1", *parts],
                 "offsets": [0, 1, 9, HEADER_BYTES, *offsets],
                 "itemsize": self.width,
             }
         )
-        self._runs = list(self._grouped(offsets))
-        self._row = struct.Struct(f"<xq8x{self._bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
+        self.runs = list(self._grouped(offsets))
+        self.row = struct.Struct(f"<17x{self.bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
         self.is_fixed_width = all(field.type.is_fixed_width for field in self.fields)
 
     def _grouped(self, offsets: Sequence[int]) -> Iterator[_Run]:
         feature = 0
         for type_, group in itertools.groupby(field.type for field in self.fields):
             count = len(list(group))
-            part = self._parts[feature]
+            part = self.parts[feature]
             if type_.is_fixed_width:
                 yield _Run(part, feature, count, offsets[part], type_.numpy, type_.arrow)
             else:
@@ -189,7 +190,7 @@ class RowCodec:
         records["format"], records["event_time"], records["order"] = _ROW, event_times, order
         ends = np.zeros(len(records), dtype=np.int64)
         tails: list[pa.Array] = []
-        for index, (field, part) in enumerate(zip(self.fields, self._parts, strict=True)):
+        for index, (field, part) in enumerate(zip(self.fields, self.parts, strict=True)):
             column = contiguous(features[field.name])
             if column.null_count:
                 records["nulls"][:, index // 8] |= nulls_of(column).view(np.uint8) << (index % 8)
@@ -205,6 +206,10 @@ class RowCodec:
 
     # Decoding
 
+    def open(self, rows: Sequence[bytes]) -> RowBatch:
+        """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
+        return RowBatch(self, rows)
+
     def decode(self, rows: Sequence[bytes]) -> tuple[list[pa.Array], Integers]:
         """Return the feature columns and the event times of rows that are not deleted.
 
@@ -212,131 +217,159 @@ class RowCodec:
             OnlineStoreError: a row is of an unknown format, cut, or longer than it says.
 
         """
-        starts, lengths, buffer, fixed = self._heads(rows)
-        nulls = self._nulls(fixed)
+        batch = RowBatch(self, rows)
+        return batch.columns(), np.array(batch.event_times, dtype=np.int64)
+
+    def decode_plain(self, rows: Sequence[bytes]) -> list[list[Any]]:
+        """Return the feature columns as `RowBatch.plain` does. Raises as `decode`."""
+        return RowBatch(self, rows).plain()
+
+
+class RowBatch:
+    """Rows of one view version that are not deleted. Their headers are checked at once, what they hold when it is decoded."""
+
+    def __init__(self, codec: RowCodec, rows: Sequence[bytes]) -> None:
+        self._codec, self._rows = codec, rows
+        width, is_fixed_width = codec.width, codec.is_fixed_width
+        for row in rows:
+            if row[:1] != _ROW_FORMAT or len(row) < width or (is_fixed_width and len(row) > width):
+                _refuse_foreign(row)
+
+    @cached_property
+    def event_times(self) -> list[int]:
+        """The event time of each row, microseconds."""
+        if len(self._rows) < _FEW_ROWS:
+            return [int.from_bytes(row[1:9], "little", signed=True) for row in self._rows]
+        times: list[int] = np.ascontiguousarray(self._fixed[:, 1:9]).view("<i8")[:, 0].tolist()
+        return times
+
+    @cached_property
+    def _buffer(self) -> Bytes1D:
+        return np.frombuffer(b"".join(self._rows), dtype=np.uint8)
+
+    @cached_property
+    def _lengths(self) -> Integers:
+        return np.fromiter(map(len, self._rows), dtype=np.int64, count=len(self._rows))
+
+    @cached_property
+    def _fixed(self) -> npt.NDArray[np.uint8]:
+        """What all rows have up to the tail, shape (rows, width)."""
+        width = self._codec.width
+        if self._codec.is_fixed_width:
+            return self._buffer.reshape(-1, width)
+        starts = np.cumsum(self._lengths) - self._lengths
+        return self._buffer[starts[:, None] + np.arange(width)]
+
+    def columns(self) -> list[pa.Array]:
+        """Return the features as columns of their declared Arrow types."""
         columns: list[pa.Array] = []
-        ends = starts + self.width
-        for run in self._runs:
-            block = np.ascontiguousarray(run.of(fixed).T)
+        nulls = self._nulls()
+        variable = None if self._codec.is_fixed_width else _Tails(self._buffer, self._lengths, self._codec.width)
+        for run in self._codec.runs:
+            block = np.ascontiguousarray(run.of(self._fixed).T)
             if run.arrow is not None:
                 columns += run.columns(block, nulls)
                 continue
             parts = iter(block)
-            for slot in parts:
-                feature = len(columns)
-                begins, ends = ends, starts + self.width + slot
-                if np.any(ends < begins) or np.any(ends > starts + lengths):
-                    _refuse_cut(self.fields[feature])
-                counts = next(parts) if self.fields[feature].type.item is not None else None
-                absent = None if nulls is None else nulls[feature]
-                columns.append(self._variable(slices(buffer, begins, ends - begins), counts, absent, self.fields[feature]))
-        if np.any(ends != starts + lengths):
-            _refuse_longer()
-        return columns, np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0]
+            for ends in parts:
+                field = self._codec.fields[len(columns)]
+                counts = next(parts) if field.type.item is not None else None
+                absent = None if nulls is None else nulls[len(columns)]
+                assert variable is not None
+                columns.append(variable.column(field, ends, counts, absent))
+        if variable is not None:
+            variable.end()
+        return columns
 
-    def _variable(
-        self, values: pa.Array, counts: npt.NDArray[np.uint32] | None, nulls: npt.NDArray[np.bool_] | None, field: Field
-    ) -> pa.Array:
-        try:
-            return variable_column(values, counts, nulls, field.type)
-        except (pa.ArrowException, ValueError) as reason:
-            _refuse_content(field, reason)
+    def _nulls(self) -> npt.NDArray[np.bool_] | None:
+        """Return which features are null, shape (features, rows); none where no feature is."""
+        bitmap = self._fixed[:, HEADER_BYTES : HEADER_BYTES + self._codec.bitmap]
+        if not bitmap.any():
+            return None
+        return np.unpackbits(bitmap, axis=1, bitorder="little")[:, : len(self._codec.fields)].T.astype(bool)
 
-    def decode_plain(self, rows: Sequence[bytes]) -> list[list[Any]]:
-        """Return the features of rows that are not deleted as lists by column, of None, bool, int, float, str, bytes or list.
+    def plain(self) -> list[list[Any]]:
+        """Return the features as lists by column, of None, bool, int, float, str, bytes or list.
 
-        Dates and timestamps stay the integers that they are stored as. Raises as `decode`.
+        Dates and timestamps stay the integers that they are stored as.
         """
-        parts, nulls = self._unpacked(rows) if len(rows) < _FEW_ROWS else self._blocks(rows)
-        columns = [parts[part] for part in self._parts] if self.is_fixed_width else self._with_tails(rows, parts)
+        parts, nulls = self._unpacked() if len(self._rows) < _FEW_ROWS else self._blocks()
+        columns = [parts[part] for part in self._codec.parts] if self._codec.is_fixed_width else self._with_tails(parts)
         for feature, row in nulls:
             columns[feature][row] = None
         return columns
 
-    def event_times(self, rows: Sequence[bytes]) -> list[int]:
-        """Return the event times of rows that are not deleted; refuses a row whose format or length is not the view's."""
-        if len(rows) >= _FEW_ROWS:
-            _, lengths, _, fixed = self._heads(rows)
-            if self.is_fixed_width and (lengths != self.width).any():
-                _refuse_longer()
-            times: list[int] = np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0].tolist()
-            return times
-        for row in rows:
-            if len(row) < self.width or row[0] != _ROW or (self.is_fixed_width and len(row) > self.width):
-                _refuse_foreign(row)
-        return [int.from_bytes(row[1:9], "little", signed=True) for row in rows]
-
-    def _heads(self, rows: Sequence[bytes]) -> tuple[Integers, Integers, Bytes1D, npt.NDArray[np.uint8]]:
-        """Return where the rows start, their lengths, their bytes, and what all have up to the tail, shape (rows, width)."""
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        if len(rows) and lengths.min() < self.width:
-            _refuse_foreign(rows[int(lengths.argmin())])
-        buffer = np.frombuffer(b"".join(rows), dtype=np.uint8)
-        starts = np.cumsum(lengths) - lengths
-        if len(buffer) == len(rows) * self.width:
-            fixed = buffer.reshape(-1, self.width)
-        else:
-            fixed = buffer[starts[:, None] + np.arange(self.width)]
-        if np.any(fixed[:, 0] != _ROW):
-            _refuse_foreign(rows[int(np.argmax(fixed[:, 0] != _ROW))])
-        return starts, lengths, buffer, fixed
-
-    def _nulls(self, fixed: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_] | None:
-        """Return which features are null, shape (features, rows); none where no feature is."""
-        bitmap = fixed[:, HEADER_BYTES : HEADER_BYTES + self._bitmap]
-        if not bitmap.any():
-            return None
-        return np.unpackbits(bitmap, axis=1, bitorder="little")[:, : len(self.fields)].T.astype(bool)
-
-    def _blocks(self, rows: Sequence[bytes]) -> tuple[list[list[Any]], list[tuple[int, int]]]:
+    def _blocks(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:
         """Return the parts of the slots by column, and (feature, row) of each null."""
-        _, lengths, _, fixed = self._heads(rows)
-        if self.is_fixed_width and (lengths != self.width).any():
-            _refuse_longer()
         parts: list[list[Any]] = []
-        for run in self._runs:
-            parts += run.of(fixed).T.tolist()
-        nulls = self._nulls(fixed)
+        for run in self._codec.runs:
+            parts += run.of(self._fixed).T.tolist()
+        nulls = self._nulls()
         return parts, [] if nulls is None else [(feature, row) for feature, row in np.argwhere(nulls).tolist()]
 
-    def _unpacked(self, rows: Sequence[bytes]) -> tuple[list[list[Any]], list[tuple[int, int]]]:
+    def _unpacked(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:
         """Return the same as `_blocks`, by one call for each row."""
-        self.event_times(rows)
-        unpack = self._row.unpack_from
-        columns = list(map(list, zip(*[unpack(row) for row in rows], strict=True)))
+        unpack = self._codec.row.unpack_from
+        columns = list(map(list, zip(*[unpack(row) for row in self._rows], strict=True)))
         if not columns:
-            return [[] for run in self._runs for _ in range(run.count)], []
+            return [[] for run in self._codec.runs for _ in range(run.count)], []
         nulls = []
-        for row, bitmap in enumerate(columns[1]):
+        for row, bitmap in enumerate(columns[0]):
             bits = int.from_bytes(bitmap, "little")
             while bits:
                 feature = (bits & -bits).bit_length() - 1
                 bits &= bits - 1
-                if feature < len(self.fields):
+                if feature < len(self._codec.fields):
                     nulls.append((feature, row))
-        return columns[2:], nulls
+        return columns[1:], nulls
 
-    def _with_tails(self, rows: Sequence[bytes], parts: list[list[Any]]) -> list[list[Any]]:
+    def _with_tails(self, parts: list[list[Any]]) -> list[list[Any]]:
         columns: list[list[Any]] = []
-        begins = [self.width] * len(rows)
-        for field, part in zip(self.fields, self._parts, strict=True):
+        width = self._codec.width
+        begins = [width] * len(self._rows)
+        for field, part in zip(self._codec.fields, self._codec.parts, strict=True):
             if field.type.is_fixed_width:
                 columns.append(parts[part])
                 continue
             counts = parts[part + 1] if field.type.item is not None else itertools.repeat(0)
             column = []
-            for row, (content, end, count) in enumerate(zip(rows, parts[part], counts, strict=False)):
-                begin, begins[row] = begins[row], self.width + end
-                if not begin <= self.width + end <= len(content):
+            for row, (content, end, count) in enumerate(zip(self._rows, parts[part], counts, strict=False)):
+                begin, begins[row] = begins[row], width + end
+                if not begin <= width + end <= len(content):
                     _refuse_cut(field)
                 try:
-                    column.append(plain_value(content[begin : self.width + end], count, field.type))
+                    column.append(plain_value(content[begin : width + end], count, field.type))
                 except (struct.error, ValueError) as reason:
                     _refuse_content(field, reason)
             columns.append(column)
-        if any(len(content) != end for content, end in zip(rows, begins, strict=True)):
+        if any(len(content) != end for content, end in zip(self._rows, begins, strict=True)):
             _refuse_longer()
         return columns
+
+
+class _Tails:
+    """The tails of rows, read from value to value."""
+
+    def __init__(self, buffer: Bytes1D, lengths: Integers, width: int) -> None:
+        self._buffer = buffer
+        self._last = np.cumsum(lengths)
+        self._first = self._last - lengths + width
+        self._ends = self._first
+
+    def column(
+        self, field: Field, ends: npt.NDArray[np.uint32], counts: npt.NDArray[np.uint32] | None, nulls: npt.NDArray[np.bool_] | None
+    ) -> pa.Array:
+        begins, self._ends = self._ends, self._first + ends
+        if np.any(self._ends < begins) or np.any(self._ends > self._last):
+            _refuse_cut(field)
+        try:
+            return variable_column(slices(self._buffer, begins, self._ends - begins), counts, nulls, field.type)
+        except (pa.ArrowException, ValueError) as reason:
+            _refuse_content(field, reason)
+
+    def end(self) -> None:
+        if np.any(self._ends != self._last):
+            _refuse_longer()
 
 
 def _joined(records: npt.NDArray[Any], tail_lengths: Integers, tails: Sequence[pa.Array]) -> PackedRows:

@@ -300,7 +300,7 @@ def _slots_of(client: Any) -> Any:
 def _cluster_layout(reply: Any, seed: Endpoint) -> Layout:
     """Read the answer to CLUSTER SLOTS, in the form that redis-py gives it."""
     endpoints: list[Endpoint] = []
-    owners = np.full(SLOTS, -1, np.int16)
+    owners = np.zeros(SLOTS, np.int16)  # a slot without an owner is asked for somewhere, and the answer says what is wrong
     for (first, last), found in reply.items():
         host, port = found["primary"][:2]
         endpoint = Endpoint(host or seed.host, int(port))
