@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +15,11 @@ from featurestore.errors import OnlineStoreError
 from featurestore.online import embedded
 from featurestore.online.keys import online_key
 from featurestore.online.store import OnlineLoad, OnlineStore, Status
-from featurestore.online.topology import Topology
 from featurestore.registry.state import Version
 from featurestore.settings import load_settings
 from featurestore.types import Array, Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
 from tests.conftest import HOUR, NOON, TIME, Repo, at
+from tests.servers import Client, Topologies
 from tests.versions import version
 
 DAY_MS = 24 * 3_600_000
@@ -31,7 +32,7 @@ class Online:
     """An online store, and a connection of its own that looks at what is in place."""
 
     store: OnlineStore
-    raw: redis.Redis
+    raw: Client
 
     def write(self, to: Version, rows: Mapping[str, int | None], *, run: int, event: int = NOON, now: int = NOON) -> int:
         """Write rows by key."""
@@ -89,18 +90,29 @@ class Online:
 
 
 @pytest.fixture
-def online(online_url: str, make_repo: Callable[..., Repo], monkeypatch: pytest.MonkeyPatch) -> Iterator[Online]:
+def online(
+    online_url: str, topologies: Topologies, make_repo: Callable[..., Repo], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Online]:
     """An online store of each kind, empty."""
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", online_url)
     settings = load_settings(make_repo().folder)
-    topology = Topology(settings)
-    made = Online(OnlineStore(settings), topology.client(topology.layout().endpoints[0]))
+    kind, state = (
+        next((kind for kind, (url, _) in topologies.started.items() if url == online_url), None),
+        settings.state / "online",
+    )
+    raw = topologies.raw(kind) if kind else _raw(online_url, state)
+    made = Online(OnlineStore(settings), raw)
     made.raw.flushall()
     yield made
     made.store.close()
-    made.raw.close()
+    if kind is None:
+        made.raw.close()
     if online_url == "embedded":
-        embedded.stop(settings.state / "online")
+        embedded.stop(state)
+
+
+def _raw(url: str, state: Path) -> Client:
+    return redis.Redis(unix_socket_path=str(embedded.ensure_running(state))) if url == "embedded" else redis.Redis.from_url(url)
 
 
 # Rows
@@ -159,12 +171,15 @@ def test_the_bytes_are_in_their_place(online: Online) -> None:
     online.delete(version(), "JFK", run=4)
     online.load(version(), run=2**41)
 
-    assert {key: online.raw.get(key) for key in online.raw.keys("*")} == {
+    stored = {key: online.raw.get(key) for key in online.raw.keys("*")}
+    marks = {key: stored.pop(key) for key in list(stored) if b":" in key}
+    assert stored == {
         b"0123abcd{21y}EWR": bytes.fromhex("01 0100000000000000 0300000000010000 00 0700000000000000"),
         online_key("0123abcd", b"JFK"): bytes.fromhex("00 0000000000000080 0400000000000000"),
-        b"0123abcd:loaded": b"2199023255552",
-        b"0123abcd:writing": b"2199023255552",
     }
+    on_cluster = {f"0123abcd:{kind}{{{tag}}}".encode() for kind in ("loaded", "writing") for tag in ("FTG", "DLH", "Alw")}
+    assert set(marks) in ({b"0123abcd:loaded", b"0123abcd:writing"}, on_cluster)
+    assert set(marks.values()) == {b"2199023255552"}
 
 
 def test_several_versions_are_read_at_once(online: Online) -> None:
@@ -195,7 +210,7 @@ def test_two_versions_do_not_meet(online: Online) -> None:
     assert online.store.drop(one) == 3
     assert (online.store.loaded_run(one), online.store.loaded_run(other)) == (None, 1)
     assert online.values(other, "EWR", "JFK", "LGA") == [1, 2, 3]
-    assert online.raw.dbsize() == 5
+    assert len([key for key in online.raw.keys("*") if b":" not in key]) == 3
 
 
 def test_composite_keys_do_not_meet(online: Online) -> None:
@@ -408,6 +423,8 @@ def test_a_value_of_another_type_is_never_read(online: Online) -> None:
 
 def test_a_marker_of_another_program_is_an_error(online: Online) -> None:
     """A marker that holds no number is foreign, and no number is made of it."""
-    online.raw.set("0123abcd:loaded", "yesterday")
+    online.load(version(), run=1)
+    for key in online.raw.keys("0123abcd:loaded*"):
+        online.raw.set(key, "yesterday")
     with pytest.raises(OnlineStoreError):
         online.store.loaded_run(version())

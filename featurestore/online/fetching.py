@@ -87,28 +87,14 @@ def fetch(keys: Sequence[bytes], layout: Layout, *, patience: float) -> Generato
         redis.RedisError: the failure that did not pass.
 
     """
-    found: Found = [None] * len(keys)
-    asking: dict[int, Endpoint] = {}
-    pending: list[int] = list(range(len(keys)))
+    state = _State(keys)
     deadline, waits = time.monotonic() + patience, delays()
     is_first = True
     while True:
-        exchanges = _exchanges(keys, pending, asking, layout)
-        results = yield exchanges
-        asking, pending, failure = {}, [], None
-        for exchange, result in zip(exchanges, results, strict=True):
-            replies = [result] * exchange.replies if isinstance(result, redis.RedisError) else result
-            for places, reply in zip(exchange.places, replies[exchange.replies_each - 1 :: exchange.replies_each], strict=True):
-                if isinstance(reply, list):
-                    for place, value in zip(places, reply, strict=True):
-                        found[place] = value
-                    continue
-                pending += places
-                failure = RefusedError(str(reply)) if isinstance(reply, hiredis.ReplyError) else reply
-                if isinstance(failure, RefusedError) and failure.kind == "ASK":
-                    asking |= dict.fromkeys(places, _named(failure))
+        exchanges = _exchanges(state, layout)
+        failure = state.take(exchanges, (yield exchanges))
         if failure is None:
-            return found
+            return state.found
         if not is_passing(failure) or (not is_first and time.monotonic() > deadline):
             raise failure
         if not is_first:  # a pooled connection may have died long ago: the first new attempt is at once
@@ -117,22 +103,60 @@ def fetch(keys: Sequence[bytes], layout: Layout, *, patience: float) -> Generato
         layout = yield LookAround(layout)
 
 
+class _State:
+    """What was found, what is missing, and how to ask for that: keys of a slot that is moving can be on either side."""
+
+    def __init__(self, keys: Sequence[bytes]) -> None:
+        self.keys = keys
+        self.found: Found = [None] * len(keys)
+        self.pending: list[int] = list(range(len(keys)))
+        self.asking: dict[int, Endpoint] = {}
+        self.alone: set[int] = set()
+
+    def take(self, exchanges: Sequence[Exchange], results: Sequence[list[Any] | redis.RedisError]) -> redis.RedisError | None:
+        """Take what exchanges gave; returns why something is still missing."""
+        self.asking, self.pending, failure = {}, [], None
+        for exchange, result in zip(exchanges, results, strict=True):
+            replies = [result] * exchange.replies if isinstance(result, redis.RedisError) else result
+            for places, reply in zip(exchange.places, replies[exchange.replies_each - 1 :: exchange.replies_each], strict=True):
+                if isinstance(reply, list):
+                    for place, value in zip(places, reply, strict=True):
+                        self.found[place] = value
+                else:
+                    failure = self._miss(places, reply)
+        return failure
+
+    def _miss(self, places: Sequence[int], reply: Any) -> redis.RedisError:
+        self.pending += places
+        if not isinstance(reply, hiredis.ReplyError):
+            lost: redis.RedisError = reply
+            return lost
+        refusal = RefusedError(str(reply))
+        if refusal.kind == "ASK":
+            self.asking |= dict.fromkeys(places, _named(refusal))
+        elif refusal.kind == "TRYAGAIN":
+            self.alone.update(places)
+        return refusal
+
+
 def _named(refusal: RefusedError) -> Endpoint:
     host, _, port = str(refusal).rpartition(" ")[2].rpartition(":")
     return Endpoint(host, int(port))
 
 
-def _exchanges(keys: Sequence[bytes], places: Sequence[int], asking: dict[int, Endpoint], layout: Layout) -> list[Exchange]:
+def _exchanges(state: _State, layout: Layout) -> list[Exchange]:
+    keys = state.keys
     if layout.owners is None:
-        return [_exchange(layout.endpoints[0], keys, [places])]
-    groups: dict[Endpoint, dict[int, list[int]]] = {}
-    for place in places:
-        if place not in asking:
+        return [_exchange(layout.endpoints[0], keys, [state.pending])]
+    groups: dict[Endpoint, dict[tuple[int, int], list[int]]] = {}
+    for place in state.pending:
+        if place not in state.asking:
             number = slot(keys[place])
-            groups.setdefault(layout.endpoints[layout.owners[number]], {}).setdefault(number, []).append(place)
-    found = [_exchange(endpoint, keys, list(by_slot.values())) for endpoint, by_slot in groups.items()]
-    for endpoint in set(asking.values()):
-        singles = [[place] for place, asked in asking.items() if asked == endpoint]
+            group = number, place if place in state.alone else -1
+            groups.setdefault(layout.endpoints[layout.owners[number]], {}).setdefault(group, []).append(place)
+    found = [_exchange(endpoint, keys, list(by_group.values())) for endpoint, by_group in groups.items()]
+    for endpoint in set(state.asking.values()):
+        singles = [[place] for place, asked in state.asking.items() if asked == endpoint]
         payload = b"".join([command(b"ASKING") + mget([keys[place]]) for [place] in singles])
         found.append(Exchange(endpoint, payload, singles, replies_each=2))
     return found

@@ -298,12 +298,11 @@ def _slots_of(client: Any) -> Any:
 
 
 def _cluster_layout(reply: Any, seed: Endpoint) -> Layout:
-    """Read the answer to CLUSTER SLOTS, in the form that redis-py gives it."""
+    """Read the answer to CLUSTER SLOTS: lists of first slot, last slot, primary, replicas; a node is host, port and more."""
     endpoints: list[Endpoint] = []
     owners = np.zeros(SLOTS, np.int16)  # a slot without an owner is asked for somewhere, and the answer says what is wrong
-    for (first, last), found in reply.items():
-        host, port = found["primary"][:2]
-        endpoint = Endpoint(host or seed.host, int(port))
+    for first, last, (host, port, *_), *_ in reply:
+        endpoint = Endpoint((host or b"").decode() or seed.host, int(port))
         if endpoint not in endpoints:
             endpoints.append(endpoint)
         owners[int(first) : int(last) + 1] = endpoints.index(endpoint)
