@@ -106,6 +106,17 @@ class Materialization:
         with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
             return _Run(self, self.registry.version(version.id), progress).execute(start, end)
 
+    def sync(self, version: Version, *, full: bool, progress: Progress) -> Report:
+        """Load one version online out of its table: all keys if `full` or if the server lost them, else those that changed.
+
+        Raises:
+            RunInProgressError: another run holds the version.
+            OfflineStoreError, OnlineStoreError: the next run loads what this one did not.
+
+        """
+        with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
+            return _Run(self, self.registry.version(version.id), progress).sync(full=full)
+
 
 class _Run:
     """One run of one version, under its lease."""
@@ -129,9 +140,21 @@ class _Run:
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
+        return self._finished(report, lambda: self._load_online(self._write_offline(rows, interval, found, report)))
+
+    def sync(self, *, full: bool) -> Report:
+        """Load what the table holds at the watermark."""
+        assert self.version.watermark is not None
+        at = self.now if self.view.is_static else self.version.watermark
+        run = self.registry.start_run(self.version, at, at, now=self.now, above=self._last_run_online())
+        report = Report(self.view.name, self.version.number, run, at, at)
+        return self._finished(report, lambda: self._load_online(report, full=full))
+
+    def _finished(self, report: Report, work: Callable[[], tuple[Report, Loaded | None]]) -> Report:
+        """Do the work of a run that has begun, and record how it ended."""
+        run = report.run
         try:
-            report = self._write_offline(rows, interval, found, report)
-            report, loaded = self._load_online(report)
+            report, loaded = work()
         except BaseException as reason:
             error = str(reason) or type(reason).__name__
             self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), error=error)
@@ -243,13 +266,13 @@ class _Run:
 
     # Online
 
-    def _load_online(self, report: Report) -> tuple[Report, Loaded | None]:
+    def _load_online(self, report: Report, *, full: bool = False) -> tuple[Report, Loaded | None]:
         watermark = self.version.watermark
         if not self.view.online or watermark is None:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
-        is_full = loaded is None or self.online.loaded_run(self.version) != loaded.run
+        is_full = full or loaded is None or self.online.loaded_run(self.version) != loaded.run
         files = {file.path: file for file in snapshot.files}
         if not is_full and loaded is not None:
             before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}

@@ -123,12 +123,13 @@ class FeatureStore:
         start: Moment | None = None,
         end: Moment | None = None,
         *,
+        max_rate: float | None = None,
         progress: Progress = lambda _: None,
         on_report: Callable[[Report], None] = lambda _: None,
     ) -> list[Report]:
         """Materialize views, by default all, from their watermark to now, or over `(start, end]` of visible time.
 
-        A view that fails does not keep the others from running.
+        A view that fails does not keep the others from running. `max_rate` bounds the rows written online per second.
 
         Raises:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
@@ -137,13 +138,43 @@ class FeatureStore:
         interval = _instant(start, "start"), _instant(end, "end")
         if interval[1] is not None and interval[1] > (now := self.clock()):
             raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
-        materialization = Materialization(self.settings, self.registry, self.online, self.clock)
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
+        return self._run_each(self._versions(views), lambda version: materialization.run(version, *interval, progress), on_report)
+
+    def sync(
+        self,
+        views: Sequence[str] | None = None,
+        *,
+        full: bool = False,
+        max_rate: float | None = None,
+        progress: Progress = lambda _: None,
+        on_report: Callable[[Report], None] = lambda _: None,
+    ) -> list[Report]:
+        """Rebuild the online rows of views, by default all, out of the offline tables alone, while serving goes on.
+
+        What has changed since the last completed load is written, or every key where the server lost its rows or with `full`.
+        Sources are not read.
+
+        Raises:
+            InputError: a view that was named has nothing to load: `online=False`, or it was never materialized.
+            RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
+
+        """
+        chosen = [version for version in self._versions(views) if version.view.online and version.watermark is not None]
+        for view in views or ():
+            if view not in {version.view.name for version in chosen}:
+                raise InputError(f"feature view {view!r} has nothing to load: it is not online, or not materialized yet", name=view)
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
+        return self._run_each(chosen, lambda version: materialization.sync(version, full=full, progress=progress), on_report)
+
+    def _run_each(
+        self, chosen: Sequence[Version], run: Callable[[Version], Report], on_report: Callable[[Report], None]
+    ) -> list[Report]:
         reports: list[Report] = []
         failures: dict[str, FeatureStoreError] = {}
-        chosen = self._versions(views)
         for version in chosen:
             try:
-                report = materialization.run(version, *interval, progress)
+                report = run(version)
             except FeatureStoreError as reason:
                 name = version.view.name
                 failures[name if name not in failures else f"{name} v{version.number}"] = reason

@@ -315,6 +315,7 @@ class Topologies:
         return made.url, _WholeCluster(HOST, made.nodes[0].port)
 
 
-ACL = """+get +mget +getrange +set +mset +del +unlink +scan +evalsha +script|load +info +ping +select +client|setname
-    +client|list +client|kill +client|setinfo""".split()
+_COMMANDS = """get mget getrange set mset del unlink scan evalsha script|load info ping select client|setname client|list
+    client|kill client|setinfo"""
+ACL = [f"+{name}" for name in _COMMANDS.split()]
 """What the online store needs to be allowed; docs/online.md says the same."""
