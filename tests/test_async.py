@@ -127,9 +127,9 @@ def test_before_it_is_loaded_a_view_is_incomplete(weather_repo: Repo, run: Runne
 
 
 @asynccontextmanager
-async def links(endpoint: Endpoint, timeout: float = 5.0) -> AsyncIterator[MultiplexedLinks]:
+async def links(endpoint: Endpoint, seconds: float = 5.0) -> AsyncIterator[MultiplexedLinks]:
     """Give the connections to a server, closed at the end."""
-    made = MultiplexedLinks(Access(timeout))
+    made = MultiplexedLinks(Access(seconds))
     try:
         yield made
     finally:

@@ -113,12 +113,14 @@ class Load:
     def write(self, block: KeyBlock, rows: PackedRows, lives: npt.NDArray[np.int64] | int) -> None:
         """Send rows and the milliseconds that they live (zero: forever) on their way; waits while too many are."""
         is_plain = self._is_plain and isinstance(lives, int)
-        is_cluster = self._topology.is_cluster
-        self._ship(parcels(block, rows, self._run, lives, is_cluster=is_cluster, is_plain=is_plain), is_deletion=False)
+        is_cluster, frame_rows = self._topology.is_cluster, self._throttle.frame_rows
+        sent = parcels(block, rows, self._run, lives, is_cluster=is_cluster, is_plain=is_plain, frame_rows=frame_rows)
+        self._ship(sent, is_deletion=False)
 
     def delete(self, block: KeyBlock) -> None:
         """Send deletions on their way."""
-        sent = parcels(block, deleted_row(self._run), self._run, DELETED_FOR_MS, is_cluster=self._topology.is_cluster)
+        is_cluster, frame_rows = self._topology.is_cluster, self._throttle.frame_rows
+        sent = parcels(block, deleted_row(self._run), self._run, DELETED_FOR_MS, is_cluster=is_cluster, frame_rows=frame_rows)
         self._ship(sent, is_deletion=True)
 
     def sweep(self) -> None:
@@ -196,7 +198,7 @@ class Load:
 
     def _deliver(self, delivery: Delivery, shipment: list[Parcel], is_deletion: bool) -> None:  # noqa: FBT001 (from the queue)
         while shipment:
-            with self._throttle.turn(sum(parcel.frame.rows for parcel in shipment), shipment[0].frame.rows) as is_gentle:
+            with self._throttle.turn(shipment[0].frame.rows) as is_gentle:
                 part = shipment[:1] if is_gentle else shipment
                 shipment = shipment[len(part) :]
                 count = delivery.deliver(part)

@@ -1,8 +1,9 @@
-"""How fast a load may go: at full speed on a server that nobody reads, gently on one that serves, never above a rate that is set.
+"""How fast a load may go: at full speed on a server that nobody reads, gently on one that serves, or at the rate that is set.
 
-Every `_LOOK_SECONDS` a watcher compares how often each server has answered GET and MGET. Where somebody reads, one command of the
-load is under way at a time, and after it the server is left alone for a multiple of the time that the command took: a slow server,
-or a busy machine, is asked for less.
+Every `_LOOK_SECONDS` a watcher compares how often each server has answered GET and MGET. Where somebody reads, one small command of
+the load is under way at a time, and after it the server is left alone for a multiple of the time that the command took: a slow server,
+or a busy machine, is asked for less. A lookup then waits for a few rows at most, and mostly for none. A rate that is set takes the
+place of all that.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ __all__ = ["Throttle"]
 _LOOK_SECONDS = 0.1
 _READS_PER_LOOK = 3
 _REST = 2.0
+_ROWS, _GENTLE_ROWS = 64, 8
 _LONGEST_REST = 0.05
 
 
@@ -34,31 +36,35 @@ class Throttle:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
+    @property
+    def frame_rows(self) -> int:
+        """How many rows one command should write: while it does, the server answers nobody else."""
+        return _GENTLE_ROWS if self._is_serving and self._max_rate is None else _ROWS
+
     def close(self) -> None:
         """End the watcher."""
         self._end.set()
         self._watcher.join()
 
     @contextmanager
-    def turn(self, rows: int, few: int) -> Iterator[bool]:
-        """Wait for a turn to send `rows`; where the answer is true, only `few` of them, the others in turns of their own."""
-        is_gentle = self._is_serving or self._max_rate is not None
-        self._keep_rate(few if is_gentle else rows)
-        if not self._is_serving:
-            yield is_gentle
-            return
-        with self._one_at_a_time:
-            began = time.perf_counter()
+    def turn(self, few: int) -> Iterator[bool]:
+        """Wait for a turn to send what there is; where the answer is true, only the `few` rows of one command."""
+        if self._max_rate is not None:
+            self._keep_rate(few, self._max_rate)
             yield True
-            time.sleep(min(_REST * (time.perf_counter() - began), _LONGEST_REST))
+        elif not self._is_serving:
+            yield False
+        else:
+            with self._one_at_a_time:
+                began = time.perf_counter()
+                yield True
+                time.sleep(min(_REST * (time.perf_counter() - began), _LONGEST_REST))
 
-    def _keep_rate(self, rows: int) -> None:
-        if self._max_rate is None:
-            return
+    def _keep_rate(self, rows: int, rate: float) -> None:
         with self._lock:
             now = time.monotonic()
             begins = max(self._next_at, now)
-            self._next_at = begins + rows / self._max_rate
+            self._next_at = begins + rows / rate
         self._end.wait(max(0.0, begins - now))
 
     def _watch(self) -> None:
