@@ -25,7 +25,8 @@ Views = Annotated[list[str] | None, typer.Argument(metavar="VIEWS", help="Featur
 Start = Annotated[str | None, typer.Option(metavar="TIME", help="Where to start; by default at the watermark.")]
 SyncViews = Annotated[list[str] | None, typer.Option("--views", metavar="VIEW", help="Feature views; by default all.")]
 Full = Annotated[bool, typer.Option("--full", metavar="", help="Write every row, not only what has changed.")]
-MaxRate = Annotated[float | None, typer.Option(metavar="ROWS", min=1, help="Write at most so many rows per second online.")]
+_MAX_RATE_HELP = "Rows per second to write online; by default as many as those who read it let it."
+MaxRate = Annotated[float | None, typer.Option(metavar="ROWS", min=1, help=_MAX_RATE_HELP)]
 End = Annotated[str | None, typer.Option(metavar="TIME", help="Where to end; by default now.")]
 
 

@@ -42,9 +42,11 @@ def ours(settings: Settings, reason: redis.RedisError) -> OnlineStoreError:
     for begin, kind, meaning, advice in _REFUSALS:
         if text.startswith(begin) or (kind is not None and isinstance(reason, kind)):
             return OnlineStoreError(f"{store} {meaning} ({text}); {advice}")
-    if any(word in text for word in ("CERTIFICATE", "certificate", "SSL", "TLS")):
+    if any(word in text for word in ("CERTIFICATE", "certificate", "SSL", "TLS", "_ssl.c")):
         return OnlineStoreError(f"{store} and this client do not agree on TLS ({text}); see the ssl_ options in docs/online.md")
     if isinstance(reason, redis.ConnectionError | redis.TimeoutError) or text.startswith(_PASSING):
         advice = "is it running, and is online.url right? It may come up or fail over: try again"
+        if settings.online.url.startswith("rediss"):
+            advice = f"do both sides agree on TLS (ssl_ options in docs/online.md)? {advice}"
         return OnlineStoreError(f"{store} does not answer ({text}); {advice}", is_retryable=True)
     return OnlineStoreError(f"{store} refused: {text}")

@@ -366,6 +366,10 @@ class OnlineLoad:
         """Delete every row that is older than the run, which has written all that should be there."""
         self._load.sweep()
 
+    def flush(self) -> None:
+        """Wait until all that was sent is acknowledged."""
+        self._load.flush()
+
     def finish(self) -> None:
         """Wait until all is acknowledged, and record that the run has loaded all it had to."""
         self._load.finish()

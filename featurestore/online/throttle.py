@@ -1,9 +1,9 @@
 """How fast a load may go: at full speed on a server that nobody reads, gently on one that serves, or at the rate that is set.
 
-Every `_LOOK_SECONDS` a watcher compares how often each server has answered GET and MGET. Where somebody reads, one small command of
-the load is under way at a time, and after it the server is left alone for a multiple of the time that the command took: a slow server,
-or a busy machine, is asked for less. A lookup then waits for a few rows at most, and mostly for none. A rate that is set takes the
-place of all that.
+Every `_LOOK_SECONDS` a watcher compares how often each server has answered GET and MGET. Where somebody reads, one small command
+of the load is under way at a time, and after it the server is left alone for a multiple of the time that the command took: a slow
+server, or a busy machine, is asked for less. A lookup then waits for a few rows at most, and mostly for none. A rate that is set
+takes the place of all that.
 """
 
 from __future__ import annotations
