@@ -22,6 +22,7 @@ from featurestore.offline.spine import open_spine
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, TrainingSet
 from featurestore.online import embedded
+from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.parity import ViewParity, compare
@@ -32,6 +33,7 @@ from featurestore.registry.selection import Selection, select
 from featurestore.registry.state import Applied, Run, Version
 from featurestore.repo import load_repo
 from featurestore.settings import load_settings, redacted
+from featurestore.sizing import Estimate, estimates
 
 __all__ = ["FeatureStore"]
 
@@ -114,6 +116,10 @@ class FeatureStore:
             self.registry.apply(plan, now=self.clock())
             self._serving = None
         return plan
+
+    def estimate(self, plan: Plan) -> list[Estimate]:
+        """Return the online memory that the new versions of a plan will need, estimated from their sources."""
+        return estimates(plan, self.settings.root)
 
     # Materialization
 
@@ -297,6 +303,10 @@ class FeatureStore:
     def snapshot(self, version: Version) -> Snapshot:
         """Return the files and rows of a version's table, as its coverage knows it."""
         return offline_table(self.settings, version).snapshot(version.table_version)
+
+    def usage(self, versions: Sequence[Version]) -> dict[str, Usage]:
+        """Return the keys and memory of versions in the online store, by uid; OnlineStoreError if it does not answer."""
+        return usages(self.online, [version.uid for version in versions])
 
     # Ending it
 

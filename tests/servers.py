@@ -315,7 +315,7 @@ class Topologies:
         return made.url, _WholeCluster(HOST, made.nodes[0].port)
 
 
-_COMMANDS = """get mget getrange set mset del unlink scan evalsha script|load info ping select client|setname client|list
-    client|kill client|setinfo"""
+_COMMANDS = """get mget getrange set mset del unlink scan dbsize strlen memory|usage evalsha script|load info ping select
+    client|setname client|list client|kill client|setinfo"""
 ACL = [f"+{name}" for name in _COMMANDS.split()]
 """What the online store needs to be allowed; docs/online.md says the same."""

@@ -22,6 +22,7 @@ LAYERS = (  # lowest first
     "featurestore.online",
     "featurestore.on_demand",
     "featurestore.repo",
+    "featurestore.sizing",
     "featurestore.materialize",
     "featurestore.parity",
     "featurestore.store",

@@ -19,7 +19,7 @@ import pyarrow as pa
 import redis
 
 from featurestore.clock import duration_micros
-from featurestore.definitions import Field
+from featurestore.definitions import FeatureView, Field
 from featurestore.online.answers import OnlineRows, Status
 from featurestore.online.delivery import Delivery, parcels
 from featurestore.online.failures import ours, translated
@@ -34,14 +34,19 @@ from featurestore.online.topology import Layout, Topology
 from featurestore.registry.state import Version
 from featurestore.settings import Settings
 
-__all__ = ["OnlineLoad", "OnlineRows", "OnlineStore", "Status", "features_of", "keys_of", "rows_of", "ttl_of"]
+__all__ = ["OnlineLoad", "OnlineRows", "OnlineStore", "Status", "features_of", "features_of_view", "keys_of", "rows_of", "ttl_of"]
 
 _KEPT_BEYOND_TTL_MS = 24 * 3600 * 1000
 
 
+def features_of_view(view: FeatureView) -> tuple[Field, ...]:
+    """Return the features that the rows of a view hold, in their order."""
+    return view.fields
+
+
 def features_of(version: Version) -> tuple[Field, ...]:
     """Return the features that the rows of a version hold, in their order."""
-    return version.view.fields
+    return features_of_view(version.view)
 
 
 def rows_of(version: Version) -> RowCodec:
@@ -63,7 +68,7 @@ class OnlineStore:
     """The online store of one repo. Connects when first used; threads and tasks may share it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self._expires = settings.now is None  # a fixed present never reaches an expiry
         self._connecting = threading.Lock()
         self._connected: tuple[Topology, Links, MultiplexedLinks] | None = None
@@ -74,7 +79,7 @@ class OnlineStore:
         if self._connected is None:
             with self._connecting:
                 if self._connected is None:
-                    topology = Topology(self._settings)
+                    topology = Topology(self.settings)
                     self._connected = topology, Links(topology.access), MultiplexedLinks(topology.access)
         return self._connected
 
@@ -85,7 +90,7 @@ class OnlineStore:
 
     @property
     def _client(self) -> redis.Redis:
-        with translated(self._settings):
+        with translated(self.settings):
             return self.topology.client(self.topology.layout().endpoints[0])
 
     def close(self) -> None:
@@ -104,7 +109,7 @@ class OnlineStore:
 
     def ping(self) -> None:
         """Raise OnlineStoreError unless every server answers."""
-        with translated(self._settings):
+        with translated(self.settings):
             for endpoint in self.topology.layout().endpoints:
                 self.topology.client(endpoint).ping()
 
@@ -131,8 +136,8 @@ class OnlineStore:
             found = self._fetch(asked)
         except redis.RedisError as reason:
             if not self.topology.revive():
-                raise ours(self._settings, reason) from reason
-            with translated(self._settings):
+                raise ours(self.settings, reason) from reason
+            with translated(self.settings):
                 found = self._fetch(asked)
         return _spread(names, found)
 
@@ -145,8 +150,8 @@ class OnlineStore:
             found = await self._fetch_async(asked)
         except redis.RedisError as reason:
             if not await asyncio.to_thread(self.topology.revive):
-                raise ours(self._settings, reason) from reason
-            with translated(self._settings):
+                raise ours(self.settings, reason) from reason
+            with translated(self.settings):
                 found = await self._fetch_async(asked)
         return _spread(names, found)
 
@@ -253,7 +258,7 @@ class OnlineStore:
 
     @contextmanager
     def _delivery(self) -> Iterator[Callable[..., int]]:
-        with translated(self._settings):
+        with translated(self.settings):
             topology = self.topology
             delivery = self._idle.pop() if self._idle else Delivery(topology, self._patience)
 
@@ -270,7 +275,7 @@ class OnlineStore:
     @contextmanager
     def load(self, version: Version, *, run: int, now: int, max_rate: float | None = None) -> Iterator[OnlineLoad]:
         """Write as a run that holds the version's lease; `OnlineLoad.finish` completes it. `max_rate` is in rows per second."""
-        with translated(self._settings):
+        with translated(self.settings):
             load = Load(self.topology, version.uid, run, max_rate)
             try:
                 yield OnlineLoad(self, version, load, run, now)
@@ -309,13 +314,13 @@ class OnlineStore:
 
     def loaded_run(self, version: Version) -> int | None:
         """Return the run whose load the store holds in full; none if there is no marker, as on a server that lost its data."""
-        with translated(self._settings):
+        with translated(self.settings):
             return loaded_run(self.topology, version.uid)
 
     def drop(self, version: Version) -> int:
         """Remove every row of a version; returns how many."""
         dropped = 0
-        with translated(self._settings):
+        with translated(self.settings):
             layout = self.topology.layout()
             for endpoint in layout.endpoints:
                 client, first_slot = self.topology.client(endpoint), layout.first_slot(endpoint)
@@ -328,7 +333,7 @@ class OnlineStore:
     def count(self, version: Version) -> int:
         """Count the rows that a version has, deleted ones left out."""
         present = 0
-        with translated(self._settings):
+        with translated(self.settings):
             for endpoint in self.topology.layout().endpoints:
                 client = self.topology.client(endpoint)
                 for keys in scanned(client, version.uid):
