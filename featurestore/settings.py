@@ -5,7 +5,7 @@
     now              the clock                                  a fixed present, for examples, tests and replays
     registry.url     sqlite:///.featurestore/registry.db        a SQLAlchemy URL
     offline.path     .featurestore/offline                      the folder of the offline tables
-    online.url       embedded                                   embedded, redis://…, rediss://… or unix://…
+    online.url       embedded                                   embedded, or the URL of servers (online/topology.py)
     online.timeout_ms  2000                                     how long one answer of the online store may take
 
 A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.

@@ -20,7 +20,7 @@ from featurestore.online.fetching import delays, is_passing
 from featurestore.online.frames import Frame, command, setting, writing
 from featurestore.online.keys import KeyBlock
 from featurestore.online.links import Link, RefusedError, raise_refusal
-from featurestore.online.rows import PackedRows
+from featurestore.online.packed import PackedRows
 from featurestore.online.scripts import WRITE
 from featurestore.online.topology import Endpoint, Topology
 

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from featurestore.online.rows import PackedRows
+from featurestore.online.packed import PackedRows
 from featurestore.online.scripts import WRITE_SHA
 
 __all__ = ["Frame", "command", "mget", "setting", "writing"]

@@ -37,6 +37,7 @@ import pyarrow as pa
 
 from featurestore.definitions import Field
 from featurestore.errors import OnlineStoreError
+from featurestore.online.packed import PackedRows, joined
 from featurestore.online.tails import (
     Bytes1D,
     Integers,
@@ -47,13 +48,12 @@ from featurestore.online.tails import (
     lengths_of,
     nulls_of,
     plain_value,
-    positions,
     slices,
     variable_column,
     variable_values,
 )
 
-__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "PackedRows", "RowBatch", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
+__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowBatch", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
 
 HEADER_BYTES = 17
 NO_EVENT_TIME = -(2**63)
@@ -71,36 +71,6 @@ def deleted_row(order: int) -> bytes:
 def is_deleted(row: bytes) -> bool:
     """Whether a row stands for a deletion."""
     return len(row) == HEADER_BYTES and row[0] == _DELETED
-
-
-@dataclass(frozen=True)
-class PackedRows:
-    """Rows one after the other: their bytes, and the length of each."""
-
-    content: Bytes1D
-    lengths: Integers
-
-    @property
-    def matrix(self) -> npt.NDArray[np.uint8] | None:
-        """The bytes as one line for each row, shape (rows, length); none where lengths differ."""
-        if not len(self.lengths):
-            return None
-        length = int(self.lengths[0])
-        return self.content.reshape(-1, length) if (self.lengths == length).all() else None
-
-    def take(self, places: Integers) -> PackedRows:
-        """Return some of the rows."""
-        lengths = self.lengths[places]
-        if (matrix := self.matrix) is not None:
-            return PackedRows(matrix[places].reshape(-1), lengths)
-        starts = np.cumsum(self.lengths) - self.lengths
-        return PackedRows(self.content[positions(starts[places], lengths)], lengths)
-
-    def to_list(self) -> list[bytes]:
-        """Return each row."""
-        blob = self.content.tobytes()
-        bounds = itertools.pairwise([0, *np.cumsum(self.lengths).tolist()])
-        return [blob[first:last] for first, last in bounds]
 
 
 @dataclass(frozen=True)
@@ -202,7 +172,7 @@ class RowCodec:
             records[str(part)] = ends
             if field.type.item is not None:
                 records[str(part + 1)] = item_counts(column)
-        return _joined(records, ends, tails)
+        return joined(records, ends, tails)
 
     # Decoding
 
@@ -370,39 +340,6 @@ class _Tails:
     def end(self) -> None:
         if np.any(self._ends != self._last):
             _refuse_longer()
-
-
-def _joined(records: npt.NDArray[Any], tail_lengths: Integers, tails: Sequence[pa.Array]) -> PackedRows:
-    count, width = len(records), records.dtype.itemsize
-    fixed = records.view(np.uint8).reshape(count, width)
-    lengths = tail_lengths + width
-    if not tails:
-        return PackedRows(fixed.reshape(-1), lengths)
-    joined = np.empty(int(lengths.sum()), dtype=np.uint8)
-    sizes = [lengths_of(values) for values in tails]
-    if count and all((each == each[0]).all() for each in sizes):  # as in embeddings: one line for each row
-        lines = joined.reshape(count, -1)
-        lines[:, :width] = fixed
-        first = width
-        for size, values in zip(sizes, tails, strict=True):
-            lines[:, first : first + size[0]] = _content(values).reshape(count, -1)
-            first += int(size[0])
-        return PackedRows(joined, lengths)
-    starts = np.cumsum(lengths) - lengths
-    joined[starts[:, None] + np.arange(width)] = fixed
-    begins = starts + width
-    for size, values in zip(sizes, tails, strict=True):
-        joined[positions(begins, size)] = _content(values)
-        begins = begins + size
-    return PackedRows(joined, lengths)
-
-
-def _content(values: pa.Array) -> Bytes1D:
-    """Return the bytes of all values of a large binary column without nulls."""
-    _, offsets, content = values.buffers()
-    bounds = np.frombuffer(offsets, "<i8")[values.offset : values.offset + len(values) + 1]
-    joined = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
-    return joined[bounds[0] : bounds[-1]]
 
 
 def _refuse_foreign(row: bytes) -> NoReturn:

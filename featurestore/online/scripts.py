@@ -1,6 +1,6 @@
-"""The script that decides inside the server which row stays (T8). This docstring is its contract.
+"""The scripts that decide inside the server (T8). This docstring is their contract.
 
-KEYS are rows' keys. ARGV:
+`WRITE` says which row stays. KEYS are rows' keys. ARGV:
 
     1   the order of all rows, int64, little-endian: a row replaces what is stored if this is not lower than its order (batch and
         static views). Empty: each row is compared by its own header, and replaces what is stored if its (event time, order) is not
@@ -11,6 +11,9 @@ KEYS are rows' keys. ARGV:
 It returns how many rows were written. What is stored and is no row of ours is replaced; a key of another type than a string ends
 the script with an error that begins with FOREIGN and names the key; rows before it are written.
 
+`OLD` looks through some of the keys of a node, as SCAN does. ARGV: the cursor, the pattern, how many keys to look at, an order
+(int64, little-endian). It returns the next cursor and those keys whose rows have a lower order, or are no rows.
+
 Numbers are compared in halves, the high one signed, since a Lua number is a double, which holds 53 bits.
 """
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["WRITE", "WRITE_SHA"]
+__all__ = ["OLD", "OLD_SHA", "WRITE", "WRITE_SHA"]
 
 WRITE = b"""
 local call, pcall, unpack, byte = redis.call, redis.pcall, struct.unpack, string.byte
@@ -60,3 +63,22 @@ return written
 """
 
 WRITE_SHA = hashlib.sha1(WRITE, usedforsecurity=False).hexdigest().encode()
+
+OLD = b"""
+local call, unpack = redis.call, struct.unpack
+local low, high = unpack('<I4i4', ARGV[4])
+local page = call('SCAN', ARGV[1], 'MATCH', ARGV[2], 'COUNT', ARGV[3])
+local old = {}
+for _, key in ipairs(page[2]) do
+  local stored = call('GETRANGE', key, 9, 16)
+  local is_old = #stored < 8
+  if not is_old then
+    local stored_low, stored_high = unpack('<I4i4', stored)
+    is_old = stored_high < high or (stored_high == high and stored_low < low)
+  end
+  if is_old then old[#old + 1] = key end
+end
+return {page[1], old}
+"""
+
+OLD_SHA = hashlib.sha1(OLD, usedforsecurity=False).hexdigest().encode()

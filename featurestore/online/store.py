@@ -6,12 +6,11 @@ that nothing a killed run left in a socket comes back. `loading.py` has the writ
 
 from __future__ import annotations
 
-import asyncio
+import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, cast
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,14 @@ from featurestore.clock import duration_micros
 from featurestore.definitions import FeatureView, Field
 from featurestore.online.answers import OnlineRows, Status
 from featurestore.online.delivery import Delivery, parcels
-from featurestore.online.failures import ours, translated
-from featurestore.online.fetching import MGET_KEYS, Exchange, Found, LookAround, Pause, Step, fetch, is_passing
-from featurestore.online.frames import mget
+from featurestore.online.failures import translated
+from featurestore.online.fetching import Found
 from featurestore.online.keys import KeyBlock, KeyCodec, fence, key_codec, marker
-from featurestore.online.links import Link, Links
 from featurestore.online.loading import DELETED_FOR_MS, Load, loaded_run, scanned
-from featurestore.online.multiplexed import MultiplexedLinks
-from featurestore.online.rows import NO_EVENT_TIME, PackedRows, RowCodec, codec_of, deleted_row
-from featurestore.online.topology import Layout, Topology
+from featurestore.online.packed import PackedRows
+from featurestore.online.reading import Reader
+from featurestore.online.rows import NO_EVENT_TIME, RowCodec, codec_of, deleted_row
+from featurestore.online.topology import Topology
 from featurestore.registry.state import Version
 from featurestore.settings import Settings
 
@@ -71,22 +69,26 @@ class OnlineStore:
         self.settings = settings
         self._expires = settings.now is None  # a fixed present never reaches an expiry
         self._connecting = threading.Lock()
-        self._connected: tuple[Topology, Links, MultiplexedLinks] | None = None
-        self._idle: list[Delivery] = []
+        self._connected: tuple[Topology, Reader] | None = None
+        self._idle: list[tuple[int, Delivery]] = []
 
     @property
-    def _parts(self) -> tuple[Topology, Links, MultiplexedLinks]:
+    def _parts(self) -> tuple[Topology, Reader]:
         if self._connected is None:
             with self._connecting:
                 if self._connected is None:
                     topology = Topology(self.settings)
-                    self._connected = topology, Links(topology.access), MultiplexedLinks(topology.access)
+                    self._connected = topology, Reader(self.settings, topology)
         return self._connected
 
     @property
     def topology(self) -> Topology:
         """The servers."""
         return self._parts[0]
+
+    @property
+    def _reader(self) -> Reader:
+        return self._parts[1]
 
     @property
     def _client(self) -> redis.Redis:
@@ -96,7 +98,7 @@ class OnlineStore:
     def close(self) -> None:
         """Close the connections; the server goes on. Those of event loops that have ended are closed with their loop."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
         if self._connected is not None:
             for each in self._connected:
                 each.close()
@@ -104,7 +106,7 @@ class OnlineStore:
     async def aclose(self) -> None:
         """Close the connections, those of the running event loop included."""
         if self._connected is not None:
-            await self._connected[2].aclose()
+            await self._connected[1].aclose()
         self.close()
 
     def ping(self) -> None:
@@ -129,96 +131,11 @@ class OnlineStore:
 
     def fetch(self, names: Sequence[bytes | None]) -> Found:
         """Return what is stored under each key, none where nothing is or where there is no key."""
-        asked = [name for name in names if name is not None] if None in names else cast("Sequence[bytes]", names)
-        if not asked:
-            return [None] * len(names)
-        try:
-            found = self._fetch(asked)
-        except redis.RedisError as reason:
-            if not self.topology.revive():
-                raise ours(self.settings, reason) from reason
-            with translated(self.settings):
-                found = self._fetch(asked)
-        return _spread(names, found)
+        return self._reader.fetch(names)
 
     async def fetch_async(self, names: Sequence[bytes | None]) -> Found:
         """Return the same as `fetch`, over this event loop's connection to each server."""
-        asked = [name for name in names if name is not None] if None in names else cast("Sequence[bytes]", names)
-        if not asked:
-            return [None] * len(names)
-        try:
-            found = await self._fetch_async(asked)
-        except redis.RedisError as reason:
-            if not await asyncio.to_thread(self.topology.revive):
-                raise ours(self.settings, reason) from reason
-            with translated(self.settings):
-                found = await self._fetch_async(asked)
-        return _spread(names, found)
-
-    def _fetch(self, keys: Sequence[bytes]) -> Found:
-        topology, links, _ = self._parts
-        layout = topology.layout()
-        if layout.owners is None and len(keys) <= MGET_KEYS:  # the common case, in half the time
-            [values] = _exchanged(links, [Exchange(layout.endpoints[0], mget(keys), ((),))])
-            if type(values) is list and type(values[0]) is list:
-                return values[0]
-        dialogue = fetch(keys, layout, patience=self._patience)
-        answer: Any = None
-        try:
-            while True:
-                step: Step = dialogue.send(answer)
-                if isinstance(step, Pause):
-                    time.sleep(step.seconds)
-                    answer = None
-                elif isinstance(step, LookAround):
-                    answer = self._look_around(step.layout)
-                else:
-                    answer = _exchanged(links, step)
-        except StopIteration as end:
-            found: Found = end.value
-            return found
-
-    async def _fetch_async(self, keys: Sequence[bytes]) -> Found:
-        topology, _, links = self._parts
-        layout = topology.known
-        if layout is None:
-            layout = await asyncio.to_thread(topology.layout)
-        if layout.owners is None and len(keys) <= MGET_KEYS:  # the common case, in a third of the time
-            with suppress(redis.RedisError):
-                [values] = await links.exchange(layout.endpoints[0], mget(keys), 1)
-                if type(values) is list:
-                    return values
-        dialogue = fetch(keys, layout, patience=self._patience)
-        answer: Any = None
-        try:
-            while True:
-                step: Step = dialogue.send(answer)
-                if isinstance(step, Pause):
-                    await asyncio.sleep(step.seconds)
-                    answer = None
-                elif isinstance(step, LookAround):
-                    answer = await asyncio.to_thread(self._look_around, step.layout)
-                elif len(step) == 1:
-                    answer = [await _exchanged_async(links, step[0])]
-                else:
-                    answer = await asyncio.gather(*[_exchanged_async(links, each) for each in step])
-        except StopIteration as end:
-            found: Found = end.value
-            return found
-
-    @property
-    def _patience(self) -> float:
-        return self.topology.access.timeout if self.topology.can_move else 0.0
-
-    def _look_around(self, layout: Layout) -> Layout:
-        if not self.topology.can_move:
-            return layout
-        try:
-            return self.topology.rediscover(layout)
-        except redis.RedisError as reason:
-            if not is_passing(reason):
-                raise
-            return layout  # nobody knows yet who takes over
+        return await self._reader.fetch_async(names)
 
     # Writing
 
@@ -260,7 +177,9 @@ class OnlineStore:
     def _delivery(self) -> Iterator[Callable[..., int]]:
         with translated(self.settings):
             topology = self.topology
-            delivery = self._idle.pop() if self._idle else Delivery(topology, self._patience)
+            owner, delivery = self._idle.pop() if self._idle else (0, None)
+            if delivery is None or owner != os.getpid():  # a child process has its parent's, and must not use them
+                delivery = Delivery(topology, topology.patience)
 
             def put(block: KeyBlock, rows: PackedRows | bytes, lives: npt.NDArray[np.int64] | int, order: int | None) -> int:
                 return delivery.deliver(list(parcels(block, rows, order, lives, is_cluster=topology.is_cluster)))
@@ -270,7 +189,7 @@ class OnlineStore:
             except BaseException:
                 delivery.close()
                 raise
-            self._idle.append(delivery)
+            self._idle.append((os.getpid(), delivery))
 
     @contextmanager
     def load(self, version: Version, *, run: int, now: int, max_rate: float | None = None) -> Iterator[OnlineLoad]:
@@ -380,48 +299,8 @@ class OnlineLoad:
         self._load.finish()
 
 
-def _spread(names: Sequence[bytes | None], found: Found) -> Found:
-    if len(found) == len(names):
-        return found
-    values = iter(found)
-    return [None if name is None else next(values) for name in names]
-
-
 def _each(client: redis.Redis, command: str, keys: Sequence[bytes], *more: int) -> list[Any]:
     pipeline = client.pipeline(transaction=False)
     for key in keys:
         pipeline.execute_command(command, key, *more)  # type: ignore[no-untyped-call]
     return pipeline.execute()
-
-
-def _exchanged(links: Links, step: Sequence[Exchange]) -> list[list[Any] | redis.RedisError]:
-    """Send to all endpoints before the first answer is awaited."""
-    sent: list[Link | redis.RedisError] = []
-    for each in step:
-        try:
-            link = links.take(each.endpoint)
-            link.send(each.payload)
-            sent.append(link)
-        except redis.RedisError as reason:
-            links.forget(each.endpoint)
-            sent.append(reason)
-    answers: list[list[Any] | redis.RedisError] = []
-    for each, taken in zip(step, sent, strict=True):
-        if isinstance(taken, redis.RedisError):
-            answers.append(taken)
-            continue
-        try:
-            answers.append(taken.receive(each.replies))
-        except redis.RedisError as reason:
-            links.forget(each.endpoint)
-            answers.append(reason)
-        else:
-            links.give_back(taken)
-    return answers
-
-
-async def _exchanged_async(links: MultiplexedLinks, each: Exchange) -> list[Any] | redis.RedisError:
-    try:
-        return await links.exchange(each.endpoint, each.payload, each.replies)
-    except redis.RedisError as reason:
-        return reason

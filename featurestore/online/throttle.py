@@ -19,6 +19,7 @@ import redis
 __all__ = ["Throttle"]
 
 _LOOK_SECONDS = 0.1
+_FIRST_LOOK_SECONDS = 0.03
 _READS_PER_LOOK = 3
 _REST = 2.0
 _ROWS, _GENTLE_ROWS = 64, 8
@@ -69,6 +70,7 @@ class Throttle:
 
     def _watch(self) -> None:
         before: list[int] | None = None
+        pause = _FIRST_LOOK_SECONDS
         while True:
             try:
                 after = [_reads(client) for client in self._clients]
@@ -78,8 +80,9 @@ class Throttle:
                 if before is not None:
                     self._is_serving = any(late - early > _READS_PER_LOOK for early, late in zip(before, after, strict=True))
                 before = after
-            if self._end.wait(_LOOK_SECONDS if before is not None else 2 * _LOOK_SECONDS):
+            if self._end.wait(pause):
                 return
+            pause = _LOOK_SECONDS
 
 
 def _reads(client: redis.Redis) -> int:

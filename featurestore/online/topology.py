@@ -101,6 +101,7 @@ class Topology:
         self._layout: Layout | None = None
         self._found_at = 0.0
         self._clients: dict[Endpoint, redis.Redis] = {}
+        self._checked: set[Endpoint] = set()
         self._seeds: list[Endpoint] = []
         self._service = ""
         url = settings.online.url
@@ -152,6 +153,11 @@ class Topology:
         return self.kind in ("cluster", "sentinel")
 
     @property
+    def patience(self) -> float:
+        """For how many seconds a failure is taken to pass."""
+        return self.access.timeout if self.can_move else 0.0
+
+    @property
     def known(self) -> Layout | None:
         """Who is there, as found last; none where nobody has looked."""
         return self._layout
@@ -168,7 +174,7 @@ class Topology:
             is_fresh = time.monotonic() - self._found_at < _REDISCOVER_SECONDS
             if self._layout is None or (since is self._layout and not is_fresh):
                 layout = self._discover()
-                for endpoint in layout.endpoints:
+                for endpoint in {*layout.endpoints} - self._checked:
                     self._check_version(endpoint)
                 self._layout, self._found_at = layout, time.monotonic()
             return self._layout
@@ -242,13 +248,19 @@ class Topology:
         return {"ssl": True, **{key: value for key, value in self.access.options.items() if key.startswith("ssl_")}}
 
     def _check_version(self, endpoint: Endpoint) -> None:
-        found = self.client(endpoint).info("server")
+        try:
+            found = self.client(endpoint).info("server")
+        except (redis.ConnectionError, redis.TimeoutError):
+            if self.is_cluster:
+                return  # the others serve meanwhile; whoever asks this one is told
+            raise
         for name, oldest in _OLDEST.items():  # a Valkey says the Redis version that it is compatible with, too
             if "valkey_version" in found and name == "redis_version":
                 continue
             if name in found and tuple(map(int, str(found[name]).split(".")[:2])) < oldest:
                 program, needed = name.partition("_")[0].capitalize(), ".".join(map(str, oldest))
                 raise OnlineStoreError(f"the online store {endpoint} is {program} {found[name]}; {needed} or newer is needed")
+        self._checked.add(endpoint)
 
 
 def _hosts(url: str) -> list[str]:
