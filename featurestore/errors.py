@@ -215,9 +215,13 @@ class OfflineStoreError(FeatureStoreError):
 
 
 class OnlineStoreError(FeatureStoreError):
-    """The online store cannot be reached, or holds bytes that are not ours."""
+    """The online store cannot be reached, or holds bytes that are not ours. `is_retryable`: the same call may succeed soon."""
 
     code = "online-store"
+
+    def __init__(self, message: str, *, is_retryable: bool = False) -> None:
+        super().__init__(message)
+        self.is_retryable = is_retryable
 
 
 class MissingDependencyError(FeatureStoreError, ImportError):

@@ -91,6 +91,8 @@ class Materialization:
     registry: Registry
     online: OnlineStore
     clock: Clock
+    max_rate: float | None = None
+    """How many rows per second a run may write online; none: as many as those who read let it."""
 
     def run(self, version: Version, start: int | None, end: int | None, progress: Progress, now: int | None = None) -> Report:
         """Materialize one version over `(start, end]`, by default from its watermark to `now`, by default the present.
@@ -107,6 +109,17 @@ class Materialization:
                 raise ConflictError(f"version {version.number} of view {version.view.name!r} has been removed; run again")
             return _Run(self, present, progress, now).execute(start, end)
 
+    def sync(self, version: Version, *, full: bool, progress: Progress) -> Report:
+        """Load one version online out of its table: all keys if `full` or if the server lost them, else those that changed.
+
+        Raises:
+            RunInProgressError: another run holds the version.
+            OfflineStoreError, OnlineStoreError: the next run loads what this one did not.
+
+        """
+        with self.registry.lease(version):
+            return _Run(self, self.registry.version(version.id), progress, None).sync(full=full)
+
 
 class _Run:
     """One run of one version, under its lease."""
@@ -116,7 +129,7 @@ class _Run:
         self.version = version
         self.view = version.view
         self.table = offline_table(parent.settings, version)
-        self.clock = parent.clock
+        self.clock, self.max_rate = parent.clock, parent.max_rate
         self.now = self.clock() if now is None else now
         self.progress = progress
         self.run = 0
@@ -134,9 +147,21 @@ class _Run:
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
+        return self._finished(report, lambda: self._load_online(self._write_offline(rows, interval, found, report)))
+
+    def sync(self, *, full: bool) -> Report:
+        """Load what the table holds at the watermark."""
+        assert self.version.watermark is not None
+        at = self.now if self.view.is_static else self.version.watermark
+        run = self.registry.start_run(self.version, at, at, now=self.now, above=self._last_run_online())
+        report = Report(self.view.name, self.version.number, run, at, at)
+        return self._finished(report, lambda: self._load_online(report, full=full))
+
+    def _finished(self, report: Report, work: Callable[[], tuple[Report, Loaded | None]]) -> Report:
+        """Do the work of a run that has begun, and record how it ended."""
+        run = report.run
         try:
-            report = self._write_offline(rows, interval, found, report)
-            report, loaded = self._load_online(report)
+            report, loaded = work()
         except BaseException as reason:
             error = str(reason) or type(reason).__name__
             self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), error=error)
@@ -228,33 +253,34 @@ class _Run:
 
     # Online
 
-    def _load_online(self, report: Report) -> tuple[Report, Loaded | None]:
+    def _load_online(self, report: Report, *, full: bool = False) -> tuple[Report, Loaded | None]:
         watermark = self.version.watermark
         if not self.view.online or watermark is None:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
-        is_full = loaded is None or self.online.loaded_run(self.version) != loaded.run
+        is_full = full or loaded is None or self.online.loaded_run(self.version) != loaded.run
         files = {file.path: file for file in snapshot.files}
         if not is_full and loaded is not None:
             before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}
             files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
-        written = deleted = 0
         total = sum(file.rows for file in files.values())
         batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
-        for keys in self._distinct_keys(sorted(files), batch):
-            asked = Asked.of(keys, np.full(len(keys[0]), watermark))
-            values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False)
-            present, absent = pa.array(values.present), pa.array(~values.present)
-            kept = [key.filter(present) for key in keys]
-            rows, times = values.features.filter(present), values.event_times.filter(present)
-            written += self.online.write(self.version, kept, rows, times, run=report.run, now=self.now)
-            deleted += self.online.delete(self.version, [key.filter(absent) for key in keys], run=report.run)
-            self.progress(Step(self.view.name, "online", written + deleted, max(total, written + deleted)))
-        if is_full:
-            deleted += self.online.sweep(self.version, run=report.run)
-        self.online.mark_loaded(self.version, run=report.run)
-        report = replace(report, online_written=written, online_deleted=deleted, online_full=is_full)
+        with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
+            done = 0
+            for keys in self._distinct_keys(sorted(files), batch):
+                asked = Asked.of(keys, np.full(len(keys[0]), watermark))
+                values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False)
+                present, absent = pa.array(values.present), pa.array(~values.present)
+                kept = [key.filter(present) for key in keys]
+                load.write(kept, values.features.filter(present), values.event_times.filter(present))
+                load.delete([key.filter(absent) for key in keys])
+                done += len(keys[0])
+                self.progress(Step(self.view.name, "online", done, max(total, done)))
+            if is_full:
+                load.sweep()
+            load.finish()
+        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=is_full)
         return report, Loaded(report.run, snapshot.version)
 
     def _distinct_keys(self, files: list[Path], batch: int) -> Iterator[list[pa.ChunkedArray]]:

@@ -8,7 +8,7 @@
     offline.memory_limit  half of the machine's                 what materializing and training may take, such as 4GB
     offline.threads  the machine's                              how many threads they use
     offline.temp_directory  the system's                        where they spill what exceeds the memory
-    online.url       embedded                                   embedded, redis://…, rediss://… or unix://…
+    online.url       embedded                                   embedded, or the URL of servers (online/topology.py)
     online.timeout_ms  2000                                     how long one answer of the online store may take
 
 A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.

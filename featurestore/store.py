@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,8 +23,9 @@ from featurestore.offline.spine import open_spine
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, Resources, TrainingSet
 from featurestore.online import embedded
+from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
-from featurestore.online.vectors import FeatureVectors, look_up
+from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.parity import ViewParity, compare
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
@@ -31,16 +34,27 @@ from featurestore.registry.state import Applied, Rollback, Run, Version
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, Removal, remove_retired
 from featurestore.settings import load_settings, redacted
+from featurestore.sizing import Estimate, estimates
 
 __all__ = ["FeatureStore"]
 
 _SERVING_SECONDS = 1.0
+_PLANS = 1000
 
 Features = str | FeatureService | Sequence[str]
 """What is asked for: a feature service, its name, or a list of `"view:feature"`."""
 
 Moment = dt.datetime | str | int
 """An instant: a datetime (a naive one is UTC), an ISO 8601 text, or microseconds."""
+
+
+@dataclass(frozen=True)
+class _Serving:
+    """What names mean, when that was read, and the lookups that were compiled from it."""
+
+    read_at: float
+    applied: Applied
+    plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
 
 
 class FeatureStore:
@@ -54,7 +68,7 @@ class FeatureStore:
         self.settings = load_settings(Path(repo))
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
-        self._serving: tuple[float, Applied] | None = None
+        self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
         limits = self.settings.offline
@@ -74,6 +88,17 @@ class FeatureStore:
         self.online.close()
         if self._registry is not None:
             self._registry.close()
+
+    async def aclose(self) -> None:
+        """Close connections, those of the running event loop included."""
+        await self.online.aclose()
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -109,6 +134,10 @@ class FeatureStore:
         self._serving = None
         return done
 
+    def estimate(self, plan: Plan) -> list[Estimate]:
+        """Return the online memory that the new versions of a plan will need, estimated from their sources."""
+        return estimates(plan, self.settings.root)
+
     # Materialization
 
     def materialize(
@@ -117,13 +146,15 @@ class FeatureStore:
         start: Moment | None = None,
         end: Moment | None = None,
         *,
+        max_rate: float | None = None,
         progress: Progress = lambda _: None,
         on_report: Callable[[Report], None] = lambda _: None,
     ) -> list[Report]:
         """Materialize views, by default all, from their watermark to now, or over `(start, end]` of visible time.
 
         A view that fails does not keep the others from running. Versions that are kept for rollback are fed too; where that fails,
-        their report has the error. At the end, some of what retired versions left is removed.
+        their report has the error. At the end, some of what retired versions left is removed. `max_rate` bounds the rows written
+        online per second.
 
         Raises:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
@@ -132,26 +163,57 @@ class FeatureStore:
         interval, now = (_instant(start, "start"), _instant(end, "end")), self.clock()
         if interval[1] is not None and interval[1] > now:
             raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
-        materialization = Materialization(self.settings, self.registry, self.online, self.clock)
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
+        # One present for all, so that a version which has just been replaced covers what its successor does.
+        reports = self._run_each(self._versions(views), lambda each: materialization.run(each, *interval, progress, now), on_report)
+        with suppress(FeatureStoreError):  # what is left is for the next run
+            list(self._remove_retired(now - KEPT_MICROS, KEYS_PER_RUN))
+        return reports
+
+    def sync(
+        self,
+        views: Sequence[str] | None = None,
+        *,
+        full: bool = False,
+        max_rate: float | None = None,
+        progress: Progress = lambda _: None,
+        on_report: Callable[[Report], None] = lambda _: None,
+    ) -> list[Report]:
+        """Rebuild the online rows of views, by default all, out of the offline tables alone, while serving goes on.
+
+        What has changed since the last completed load is written, or every key where the server lost its rows or with `full`.
+        Sources are not read.
+
+        Raises:
+            InputError: a view that was named has nothing to load: `online=False`, or it was never materialized.
+            RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
+
+        """
+        chosen = [version for version in self._versions(views) if version.view.online and version.watermark is not None]
+        for view in views or ():
+            if view not in {version.view.name for version in chosen}:
+                raise InputError(f"feature view {view!r} has nothing to load: it is not online, or not materialized yet", name=view)
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
+        return self._run_each(chosen, lambda version: materialization.sync(version, full=full, progress=progress), on_report)
+
+    def _run_each(
+        self, chosen: Sequence[Version], run: Callable[[Version], Report], on_report: Callable[[Report], None]
+    ) -> list[Report]:
         reports: list[Report] = []
         failures: dict[str, FeatureStoreError] = {}
-        chosen = self._versions(views)
         for version in chosen:
             try:
-                # One present for all, so that a version which has just been replaced covers what its successor does.
-                report = materialization.run(version, *interval, progress, now)
+                report = run(version)
             except FeatureStoreError as reason:
                 if not version.is_rollback:
                     name = version.view.name
                     failures[name if name not in failures else f"{name} v{version.number}"] = reason
                     continue
                 # What it needs may be gone for good, which is no reason for every run to fail from now on.
-                report = Report(version.view.name, version.number, 0, None, now, error=str(reason))
+                report = Report(version.view.name, version.number, 0, None, self.clock(), error=str(reason))
             reports.append(report)
             on_report(report)
         self._serving = None
-        with suppress(FeatureStoreError):  # what is left is for the next run
-            list(self._remove_retired(now - KEPT_MICROS, KEYS_PER_RUN))
         if failures and len(chosen) == 1:
             raise next(iter(failures.values()))
         if failures:
@@ -218,19 +280,45 @@ class FeatureStore:
             OnlineStoreError: the online store does not answer.
 
         """
-        selection = select(self._serving_now(), _wanted(features))
-        return look_up(self.online, selection, entities, now=self.clock())
+        plan = self._lookup_plan(features)
+        request = plan.request(entities)
+        return plan.answer(request, self.online.fetch(request.names), now=self.clock())
+
+    async def get_online_features_async(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
+        """Return the same as `get_online_features`: all tasks of an event loop share one connection to each server.
+
+        Close the store with `await store.aclose()` then, or use it with `async with`.
+        """
+        if self._is_stale():
+            await asyncio.to_thread(self._serving_now)
+        plan = self._lookup_plan(features)
+        request = plan.request(entities)
+        return plan.answer(request, await self.online.fetch_async(request.names), now=self.clock())
+
+    def _lookup_plan(self, features: Features) -> LookupPlan:
+        """Return what a service or a list of features asks for, compiled once for what names mean now."""
+        wanted = _wanted(features)
+        plans, name = self._serving_now().plans, wanted if isinstance(wanted, str) else tuple(wanted)
+        plan = plans.get(name)
+        if plan is None:
+            if len(plans) >= _PLANS:
+                plans.clear()
+            plan = plans[name] = LookupPlan(select(self._serving_now().applied, wanted))
+        return plan
 
     def selection(self, features: Features) -> Selection:
         """Return what a service or list of features asks for: its keys, columns and types."""
-        return select(self._serving_now(), _wanted(features))
+        return self._lookup_plan(features).selection
 
-    def _serving_now(self) -> Applied:
+    def _serving_now(self) -> _Serving:
         """Return what names mean, read from the registry at most once a second."""
-        now = time.monotonic()
-        if self._serving is None or now - self._serving[0] > _SERVING_SECONDS:
-            self._serving = now, self.registry.serving()
-        return self._serving[1]
+        serving = self._serving
+        if serving is None or self._is_stale():
+            serving = self._serving = _Serving(time.monotonic(), self.registry.serving())
+        return serving
+
+    def _is_stale(self) -> bool:
+        return self._serving is None or time.monotonic() - self._serving.read_at > _SERVING_SECONDS
 
     # Looking at it
 
@@ -253,6 +341,10 @@ class FeatureStore:
     def snapshot(self, version: Version) -> Snapshot:
         """Return the files and rows of a version's table, as its coverage knows it."""
         return offline_table(self.settings, version).snapshot(version.table_version)
+
+    def usage(self, versions: Sequence[Version]) -> dict[str, Usage]:
+        """Return the keys and memory of versions in the online store, by uid; OnlineStoreError if it does not answer."""
+        return usages(self.online, [version.uid for version in versions])
 
     # Ending it
 

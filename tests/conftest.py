@@ -5,9 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
-import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from featurestore import FeatureStore
 from featurestore.online import embedded
+from tests.servers import Topologies
 
 CHECKOUT = Path(__file__).parents[1]
 TIME = pa.timestamp("us", "UTC")
@@ -113,13 +112,6 @@ def weather_repo(repo: Repo) -> Repo:
     return repo
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def _unavailable(what: str) -> None:
     """Skip on a laptop; in CI fail, where what is missing could have been installed."""
     if os.environ.get("CI"):
@@ -127,36 +119,29 @@ def _unavailable(what: str) -> None:
     pytest.skip(what)
 
 
-@pytest.fixture(params=["embedded", "redis-server", "container"])
-def online_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="session")
+def topologies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topologies]:
+    """One online store of each kind, for all tests."""
+    made = Topologies(tmp_path_factory.mktemp("servers"))
+    with made.stack:
+        yield made
+
+
+KINDS = ("embedded", "redis-server", "unix", "tls", "acl", "sentinel", "cluster", "container")
+
+
+@pytest.fixture(params=KINDS)
+def online_url(request: pytest.FixtureRequest, topologies: Topologies) -> Iterator[str]:
     """The URL of an online store of each kind that can run here: the same suite on all."""
-    if request.param == "embedded":
-        yield "embedded"
-    elif request.param == "redis-server":
-        yield from _redis_server(tmp_path)
-    else:
-        yield from _container()
-
-
-def _redis_server(folder: Path) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
+    kind = request.param
+    if kind in ("redis-server", "tls") and shutil.which("redis-server") is None:
         _unavailable("redis-server is not on the PATH")
-    assert program is not None
-    port = _free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), "--daemonize", "no"]
-    process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        process.terminate()
-        process.wait(10)
+    if kind == "embedded":
+        yield kind
+    elif kind == "container":
+        yield from _container()
+    else:
+        yield topologies.url(kind)
 
 
 def _container() -> Iterator[str]:

@@ -161,7 +161,9 @@ def test_plan_shows_what_is_new(run: Run, tmp_path: Path) -> None:
 
     result, record = run("plan", repo=tmp_path), run("plan", "--json", repo=tmp_path).json()
 
-    assert result == Result(0, f"{CREATED}\nNext: featurestore --repo {tmp_path} apply\n")
+    memory = "machine_health v1 online: about 3 keys of 42 bytes, 420 B\n"
+    assert result == Result(0, f"{CREATED}{memory}\nNext: featurestore --repo {tmp_path} apply\n")
+    assert record["online_memory"] == [{"view": "machine_health", "version": 1, "keys": 3, "row_bytes": 42.0, "memory_bytes": 420}]
     assert (record["revision"], [change["action"] for change in record["changes"]]) == (0, ["create"] * 4)
     assert run("plan", repo=tmp_path) == result
 
@@ -177,7 +179,8 @@ def test_plan_shows_changes_field_by_field(run: Run, fresh: Path) -> None:
     """A change shows each field before and after, and of lists what leaves and what comes; so do the version's reasons."""
     edit(fresh, NEW_TTL, NEW_NAME, (', Field("restarts", Int64)', ""), ('description="A sensor on a machine"', 'owner="team"'))
 
-    assert run("plan", repo=fresh) == Result(0, f"{CHANGED}\nNext: featurestore --repo {fresh} apply\n")
+    memory = "machine_health v2 online: about 3 keys of 34 bytes, 420 B\n"
+    assert run("plan", repo=fresh) == Result(0, f"{CHANGED}{memory}\nNext: featurestore --repo {fresh} apply\n")
 
 
 def test_plan_compares_long_texts_by_line(run: Run, fresh: Path) -> None:
@@ -215,6 +218,7 @@ def test_apply_in_json_is_the_plan(run: Run, tmp_path: Path) -> None:
     example.create(tmp_path)
 
     planned = run("plan", "--json", repo=tmp_path).json()
+    del planned["online_memory"]
 
     assert run("apply", "--json", repo=tmp_path).json() == {"applied": True, **planned}
 

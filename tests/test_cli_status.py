@@ -17,13 +17,16 @@ def test_status_shows_how_far_each_view_is(ask: Run, plant: Path) -> None:
         f"plant in {plant}, now 2024-01-03T00:00:00Z\n"
         "registry sqlite:///.featurestore/registry.db, online store embedded, running\n\n"
         "view            version  state    watermark             behind  rows  files  online  last run\n"
-        "machine_health        1  serving  2024-01-03T00:00:00Z  0s       126      1  loaded  completed\n"
+        "machine_health        1  serving  2024-01-03T00:00:00Z  0s       126      1  loaded  completed\n\n"
+        "online rows     version  keys  bytes per row  memory\n"
+        "machine_health        1  3              42.0  300 B\n"
     )
     [view] = record["views"]
     assert record["online"] == {"url": "embedded", "is_running": True}
     assert (view["view"], view["version"], view["state"], view["online"]) == ("machine_health", 1, "serving", "loaded")
     assert (view["watermark"], view["behind_seconds"], view["is_overdue"]) == ("2024-01-03T00:00:00Z", 0, False)
     assert view["offline"] == {"rows": 126, "files": 1, "error": None}
+    assert view["online_rows"] == {"keys": 3, "row_bytes": 42.0, "memory_bytes": 300, "is_exact": True}
     assert (view["last_run"]["number"], view["last_run"]["status"], view["last_run"]["error"]) == (1, "completed", None)
 
 

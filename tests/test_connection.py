@@ -79,12 +79,18 @@ def uses(store: OnlineStore) -> list[Callable[[], Any]]:
         lambda: store.read([(version(), keys)], now=NOON),
         lambda: store.write(version(), keys, features, event_times, run=1, now=NOON),
         lambda: store.delete(version(), keys, run=1),
-        lambda: store.sweep(version(), run=1),
+        lambda: _load(store, keys, features, event_times),
         lambda: store.loaded_run(version()),
-        lambda: store.mark_loaded(version(), run=1),
         lambda: store.count(version()),
         lambda: store.drop(version()),
     ]
+
+
+def _load(store: OnlineStore, *rows: Any) -> None:
+    with store.load(version(), run=1, now=NOON) as load:
+        load.write(*rows)
+        load.sweep()
+        load.finish()
 
 
 def test_a_store_that_is_gone_is_named_without_its_password(server: Server, store_at: Callable[[str], OnlineStore]) -> None:
@@ -150,7 +156,12 @@ def test_a_null_key_is_not_asked_for(store_at: Callable[[str], OnlineStore]) -> 
 UNSUPPORTED = [
     "http://127.0.0.1",
     "memcached://me:hunter2@127.0.0.1",
-    "redis+cluster://127.0.0.1",
+    "redis+ring://127.0.0.1",
+    "redis://127.0.0.1?socket_timeout=1",
+    "redis+sentinel://127.0.0.1",
+    "redis+cluster://127.0.0.1/1",
+    "rediss://127.0.0.1?ssl_cert_reqs=maybe",
+    "rediss://127.0.0.1?ssl_ca_certs=nowhere.pem",
     "",
     "Embedded",
     "redis://127.0.0.1:port",

@@ -121,7 +121,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *REFERENCE, "benchmarks/README.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *REFERENCE, "docs/online.md", "docs/sizing.md", "benchmarks/README.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link names a file of the repository."""
     for target in LINK.findall((CHECKOUT / document).read_text("utf-8")):

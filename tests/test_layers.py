@@ -24,6 +24,7 @@ LAYERS = (  # lowest first
     "featurestore.online",
     "featurestore.on_demand",
     "featurestore.repo",
+    "featurestore.sizing",
     "featurestore.materialize",
     "featurestore.retirement",
     "featurestore.parity",

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -12,13 +13,13 @@ import redis
 from featurestore import Entity, FileSource
 from featurestore.errors import OnlineStoreError
 from featurestore.online import embedded
-from featurestore.online.connection import connect
 from featurestore.online.keys import online_key
-from featurestore.online.store import OnlineStore, Status
+from featurestore.online.store import OnlineLoad, OnlineStore, Status
 from featurestore.registry.state import Version
 from featurestore.settings import load_settings
 from featurestore.types import Array, Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
 from tests.conftest import HOUR, NOON, TIME, Repo, at
+from tests.servers import Client, Topologies
 from tests.versions import version
 
 DAY_MS = 24 * 3_600_000
@@ -31,7 +32,7 @@ class Online:
     """An online store, and a connection of its own that looks at what is in place."""
 
     store: OnlineStore
-    raw: redis.Redis
+    raw: Client
 
     def write(self, to: Version, rows: Mapping[str, int | None], *, run: int, event: int = NOON, now: int = NOON) -> int:
         """Write rows by key."""
@@ -42,6 +43,29 @@ class Online:
     def delete(self, of: Version, *keys: str, run: int) -> int:
         """Delete rows by key."""
         return self.store.delete(of, [pa.chunked_array([list(keys)])], run=run)
+
+    def load(
+        self,
+        to: Version,
+        rows: Mapping[str, int | None] | None = None,
+        *,
+        run: int,
+        deletes: Sequence[str] = (),
+        sweeps: bool = False,
+    ) -> OnlineLoad:
+        """Load rows and deletions as a run does."""
+        values = list((rows or {}).values())
+        with self.store.load(to, run=run, now=NOON) as load:
+            features, times = (
+                pa.table({"gusts": pa.array(values, pa.int64())}),
+                pa.chunked_array([pa.array([NOON] * len(values), TIME)]),
+            )
+            load.write([pa.chunked_array([pa.array(rows or [], pa.string())])], features, times)
+            load.delete([pa.chunked_array([pa.array(deletes, pa.string())])])
+            if sweeps:
+                load.sweep()
+            load.finish()
+        return load
 
     def read(self, of: Version, *keys: str | None, now: int = NOON) -> list[Row]:
         """Return status, value and event time of each key."""
@@ -66,17 +90,29 @@ class Online:
 
 
 @pytest.fixture
-def online(online_url: str, make_repo: Callable[..., Repo], monkeypatch: pytest.MonkeyPatch) -> Iterator[Online]:
+def online(
+    online_url: str, topologies: Topologies, make_repo: Callable[..., Repo], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Online]:
     """An online store of each kind, empty."""
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", online_url)
     settings = load_settings(make_repo().folder)
-    made = Online(OnlineStore(settings), connect(settings))
+    kind, state = (
+        next((kind for kind, (url, _) in topologies.started.items() if url == online_url), None),
+        settings.state / "online",
+    )
+    raw = topologies.raw(kind) if kind else _raw(online_url, state)
+    made = Online(OnlineStore(settings), raw)
     made.raw.flushall()
     yield made
     made.store.close()
-    made.raw.close()
+    if kind is None:
+        made.raw.close()
     if online_url == "embedded":
-        embedded.stop(settings.state / "online")
+        embedded.stop(state)
+
+
+def _raw(url: str, state: Path) -> Client:
+    return redis.Redis(unix_socket_path=str(embedded.ensure_running(state))) if url == "embedded" else redis.Redis.from_url(url)
 
 
 # Rows
@@ -133,13 +169,17 @@ def test_the_bytes_are_in_their_place(online: Online) -> None:
     """What stands in the server is the specified row under the specified key, and nothing else."""
     online.write(version(), {"EWR": 7}, run=2**40 + 3, event=1)
     online.delete(version(), "JFK", run=4)
-    online.store.mark_loaded(version(), run=5)
+    online.load(version(), run=2**41)
 
-    assert {key: online.raw.get(key) for key in online.raw.keys("*")} == {
+    stored = {key: online.raw.get(key) for key in online.raw.keys("*")}
+    marks = {key: stored.pop(key) for key in list(stored) if b":" in key}
+    assert stored == {
         b"0123abcd{21y}EWR": bytes.fromhex("01 0100000000000000 0300000000010000 00 0700000000000000"),
         online_key("0123abcd", b"JFK"): bytes.fromhex("00 0000000000000080 0400000000000000"),
-        b"0123abcd:loaded": b"5",
     }
+    on_cluster = {f"0123abcd:{kind}{{{tag}}}".encode() for kind in ("loaded", "writing") for tag in ("FTG", "DLH", "Alw")}
+    assert set(marks) in ({b"0123abcd:loaded", b"0123abcd:writing"}, on_cluster)
+    assert set(marks.values()) == {b"2199023255552"}
 
 
 def test_several_versions_are_read_at_once(online: Online) -> None:
@@ -158,12 +198,9 @@ def test_two_versions_do_not_meet(online: Online) -> None:
     """Versions have key spaces of their own: what one writes, deletes, sweeps, counts, marks or drops, the other keeps."""
     one, other = version("aaaaaaaa"), version("aaaaaaab")
     for each in (one, other):
-        online.write(each, {"EWR": 1, "JFK": 2, "LGA": 3}, run=1)
-        online.store.mark_loaded(each, run=1)
-    online.write(one, {"EWR": 9}, run=2)
-    online.delete(one, "JFK", run=2)
-    assert online.store.sweep(one, run=2) == 1
-    online.store.mark_loaded(one, run=2)
+        online.load(each, {"EWR": 1, "JFK": 2, "LGA": 3}, run=1)
+    load = online.load(one, {"EWR": 9}, deletes=["JFK"], run=2, sweeps=True)
+    assert (load.written, load.deleted) == (1, 2)
 
     assert online.values(one, "EWR", "JFK", "LGA") == [9, None, None]
     assert online.values(other, "EWR", "JFK", "LGA") == [1, 2, 3]
@@ -173,7 +210,7 @@ def test_two_versions_do_not_meet(online: Online) -> None:
     assert online.store.drop(one) == 3
     assert (online.store.loaded_run(one), online.store.loaded_run(other)) == (None, 1)
     assert online.values(other, "EWR", "JFK", "LGA") == [1, 2, 3]
-    assert online.raw.dbsize() == 4
+    assert len([key for key in online.raw.keys("*") if b":" not in key]) == 3
 
 
 def test_composite_keys_do_not_meet(online: Online) -> None:
@@ -286,7 +323,7 @@ def test_a_sweep_deletes_exactly_what_is_older(online: Online) -> None:
     online.write(version(), {"newer": 3}, run=2**32 + 1)
     online.delete(version(), "deleted later", run=2**32 + 1)
 
-    assert online.store.sweep(version(), run=2**32) == 5_600
+    assert online.load(version(), run=2**32, sweeps=True).deleted == 5_600
     assert online.store.count(version()) == 2
     assert online.values(version(), "same", "newer", "old0", "old5599", "deleted later") == [2, 3, None, None, None]
     assert online.bytes_of(version(), "old7") == bytes.fromhex("00 0000000000000080 0000000001000000")
@@ -298,7 +335,7 @@ def test_the_marker_tells_of_the_last_load_and_is_lost_with_the_rows(online: Onl
     """The marker names the run of the last completed load; a server that lost its rows has none."""
     seen = [online.store.loaded_run(version())]
     for run in (7, 2**53 + 1):
-        online.store.mark_loaded(version(), run=run)
+        online.load(version(), run=run)
         seen.append(online.store.loaded_run(version()))
     online.raw.flushall()
 
@@ -377,12 +414,17 @@ def test_a_value_of_another_type_is_never_read(online: Online) -> None:
     online.raw.lpush(online_key("0123abcd", b"JFK"), "x")
 
     assert online.read(version(), "JFK")[0][1] is None
-    with pytest.raises(OnlineStoreError, match=r"the online store .* refused: .*WRONGTYPE"):
+    with pytest.raises(
+        OnlineStoreError,
+        match=r"the online store .* holds a key of ours that is no row \(FOREIGN 0123abcd\{...\}JFK WRONGTYPE.*remove it \(DEL\)",
+    ):
         online.write(version(), {"EWR": 1, "JFK": 5}, run=3)
 
 
 def test_a_marker_of_another_program_is_an_error(online: Online) -> None:
     """A marker that holds no number is foreign, and no number is made of it."""
-    online.raw.set("0123abcd:loaded", "yesterday")
+    online.load(version(), run=1)
+    for key in online.raw.keys("0123abcd:loaded*"):
+        online.raw.set(key, "yesterday")
     with pytest.raises(OnlineStoreError):
         online.store.loaded_run(version())

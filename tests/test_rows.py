@@ -41,6 +41,15 @@ def times(count: int, first: int = 1) -> Any:
     return np.arange(first, first + count, dtype=np.int64)
 
 
+def plain(type_: ValueType, value: Any) -> Any:
+    """Return a value as plain lists have it: dates and timestamps as the integers that are stored."""
+    if type_.item is not None:
+        return None if value is None else [plain(type_.item, item) for item in value]
+    if type_ == Timestamp and value is not None:
+        return (value - EPOCH) // US
+    return (value - dt.date(1970, 1, 1)).days if type_ == Date and value is not None else value
+
+
 GOLDEN: list[tuple[ValueType, Any, str, str]] = [
     # type, value, slot, tail
     (Bool, True, "01", ""),
@@ -92,6 +101,8 @@ def test_golden_bytes_of_a_value(type_: ValueType, value: Any, slot: str, tail: 
     [column], event_times = codec(type_).decode([row])
     assert column.equals(table([type_], [value])["f0"].chunk(0))
     assert event_times.tolist() == [1]
+    for count in (1, 100):
+        assert codec(type_).decode_plain([row] * count) == [[plain(type_, value)] * count]
 
 
 ZEROS = [
@@ -117,6 +128,7 @@ def test_golden_bytes_of_a_null(type_: ValueType, width: int) -> None:
     assert codec(type_).encode(table([type_], [None]), times(1), 2) == [row]
     [column], _ = codec(type_).decode([row])
     assert column.equals(pa.array([None], type_.arrow))
+    assert codec(type_).decode_plain([row]) == [[None]]
 
 
 def test_golden_bytes_of_a_row_of_every_type() -> None:
@@ -143,6 +155,9 @@ def test_golden_bytes_of_a_row_of_every_type() -> None:
     assert codec(*types).encode(table(types, values), times(1), 2) == [row]
     columns, _ = codec(*types).decode([row])
     assert [column.to_pylist() for column in columns] == [[value] for value in values]
+    for count in (1, 30):
+        expected = [[plain(type_, value)] * count for type_, value in zip(types, values, strict=True)]
+        assert codec(*types).decode_plain([row] * count) == expected
 
 
 def test_the_bitmap_has_a_bit_for_each_feature() -> None:
@@ -259,6 +274,19 @@ def batches(draw: st.DrawFn) -> tuple[list[ValueType], pa.Table, list[int], int]
     )
 
 
+def stored(column: pa.Array, type_: ValueType) -> list[Any]:
+    """Return a column as the Python values that Arrow makes of it, dates and timestamps as integers."""
+    storage = {"Date": pa.int32(), "Timestamp": pa.int64()}.get((type_.item or type_).name)
+    if storage is not None:
+        column = column.cast(pa.list_(storage) if type_.item is not None else storage)
+    return list(column.to_pylist())
+
+
+def shown(values: list[Any]) -> list[str]:
+    """Return values as texts, so that NaN equals itself and -0.0 is not 0.0."""
+    return list(map(repr, values))
+
+
 @given(batches())
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=100, report_multiple_bugs=False)
 def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list[int], int]) -> None:
@@ -269,7 +297,10 @@ def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list
 
     assert [column.type for column in columns] == [type_.arrow for type_ in types]
     assert [bits(column) for column in columns] == [bits(rows[name].combine_chunks()) for name in rows.column_names]
-    assert decoded_times.tolist() == event_times
+    assert decoded_times.tolist() == event_times == codec(*types).open(encoded).event_times
+    for times_over in (1, 24):  # `struct` reads few rows, numpy reads many
+        found = [shown(column) for column in codec(*types).decode_plain(encoded * times_over)]
+        assert found == [shown(stored(column, type_)) * times_over for column, type_ in zip(columns, types, strict=True)]
     assert {row[9:17] for row in encoded} == {order.to_bytes(8, "little")}
 
 
@@ -316,6 +347,9 @@ def test_a_row_that_is_cut_or_too_long_is_refused(
             reader.decode([wrong])
         with pytest.raises(OnlineStoreError, match="load the view again"):
             reader.decode([*good[:place], wrong, *good[place + 1 :]])
+        for copies in (0, 1, 30):
+            with pytest.raises(OnlineStoreError, match="load the view again"):
+                reader.decode_plain([*good * copies, wrong])
 
 
 def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
@@ -344,6 +378,8 @@ def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
     for length in range(len(row)):
         with pytest.raises(OnlineStoreError):
             codec(*EVERY_TYPE).decode([row[:length]])
+        with pytest.raises(OnlineStoreError):
+            codec(*EVERY_TYPE).decode_plain([row[:length]])
 
 
 @given(batches(), st.data())
@@ -359,9 +395,12 @@ def test_a_damaged_row_is_read_or_refused_as_foreign(
     try:
         columns, _ = reader.decode([bytes(row)])
     except OnlineStoreError:
+        with pytest.raises(OnlineStoreError):
+            reader.decode_plain([bytes(row)])
         return
-    for column in columns:
+    for column, values, type_ in zip(columns, reader.decode_plain([bytes(row)]), types, strict=True):
         column.validate(full=True)
+        assert shown(values) == shown(stored(column, type_))
 
 
 DAMAGED = [
@@ -380,8 +419,11 @@ DAMAGED = [
 @pytest.mark.parametrize(("type_", "slot", "tail"), [pytest.param(*rest, id=name) for name, *rest in DAMAGED])
 def test_content_that_contradicts_itself_is_refused(type_: ValueType, slot: str, tail: str) -> None:
     """The length of a row follows from its content; anything else is refused rather than read."""
+    row = bytes.fromhex(f"{HEADER} 00 {slot} {tail}")
     with pytest.raises(OnlineStoreError):
-        codec(type_).decode([bytes.fromhex(f"{HEADER} 00 {slot} {tail}")])
+        codec(type_).decode([row])
+    with pytest.raises(OnlineStoreError):
+        codec(type_).decode_plain([row])
 
 
 @pytest.mark.parametrize("format_", [0, 2, 3, 127, 128, 255])

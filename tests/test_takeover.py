@@ -50,7 +50,7 @@ def test_a_candidate_whose_last_load_failed_does_not_take_over(weather_repo: Rep
     store.apply()
     store.materialize(["airport_weather"], end=at(NOON - 2 * HOUR))
     with monkeypatch.context() as patch:
-        patch.setattr("featurestore.online.store.OnlineStore.write", _failing)
+        patch.setattr("featurestore.online.store.OnlineLoad.write", _failing)
         with pytest.raises(Exception, match="gone"):
             store.materialize(["airport_weather"])
     store.materialize(["gate_facts"])

@@ -20,7 +20,7 @@ from featurestore.cli.doctor import doctor
 from featurestore.cli.failures import guarded
 from featurestore.cli.invocation import Debug, Invocation, Json, exposed
 from featurestore.cli.lifecycle import stop, teardown
-from featurestore.cli.running import materialize
+from featurestore.cli.running import materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
 from featurestore.cli.training import get_historical
@@ -30,7 +30,7 @@ __all__ = ["main"]
 
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Definitions": {"init": init, "plan": plan, "apply": apply, "list": list_objects, "describe": describe},
-    "Running": {"materialize": materialize, "status": status, "rollback": rollback, "doctor": doctor},
+    "Running": {"materialize": materialize, "sync": sync, "status": status, "rollback": rollback, "doctor": doctor},
     "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
     "Ending": {"prune": prune, "stop": stop, "teardown": teardown},
 }

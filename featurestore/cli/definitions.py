@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +15,12 @@ from rich.text import Text
 
 from featurestore.cli import example
 from featurestore.cli.invocation import Invocation, shell_line
-from featurestore.cli.rendering import counted
+from featurestore.cli.rendering import bytes_text, counted
 from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
     from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
+    from featurestore.sizing import Estimate
 
 __all__ = ["apply", "init", "plan"]
 
@@ -62,7 +63,9 @@ def plan(call: Invocation) -> None:
     """
     with call.store() as store:
         planned = store.plan()
-    call.answer(planned.to_dict(), [*_plan_lines(planned), *_hint(planned, call.line("apply"))])
+        memory = store.estimate(planned)
+    record = {**planned.to_dict(), "online_memory": [each.to_dict() for each in memory]}
+    call.answer(record, [*_plan_lines(planned), *_memory_lines(memory), *_hint(planned, call.line("apply"))])
 
 
 def apply(call: Invocation, yes: Yes = False) -> None:
@@ -111,6 +114,14 @@ def _plan_lines(planned: Plan) -> Iterator[RenderableType]:
     for warning in planned.warnings:
         yield Text.assemble(("warning: ", "bold yellow"), warning)
     yield Text(_summary(planned), "bold")
+
+
+def _memory_lines(memory: Sequence[Estimate]) -> Iterator[Text]:
+    for each in memory:
+        size = bytes_text(each.memory_bytes)
+        yield Text(
+            f"{each.view} v{each.version} online: about {counted(each.keys, 'key')} of {each.row_bytes:.0f} bytes, {size}", "dim"
+        )
 
 
 def _summary(planned: Plan) -> str:

@@ -21,6 +21,7 @@ from featurestore.clock import floor, instant_text, parse_instant
 
 __all__ = [
     "NOTHING",
+    "bytes_text",
     "cell",
     "counted",
     "elapsed_text",
@@ -37,6 +38,15 @@ __all__ = [
 _UNBOUNDED = 1_000_000
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000))
 NOTHING = Text("-", "dim")
+
+
+def bytes_text(count: float) -> str:
+    """Return a number of bytes as people read it: `396 B`, `19.6 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:  # noqa: PLR2004 (the prefixes are decimal)
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
 
 
 def _console(*, is_error: bool) -> Console:

@@ -1,9 +1,9 @@
-"""The command that runs views: materialize."""
+"""The commands that run views: materialize, sync."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,22 +16,50 @@ from featurestore.cli.rendering import NOTHING, counted, fitted, time_text
 from featurestore.errors import RunsFailedError
 
 if TYPE_CHECKING:
-    from featurestore.materialize import Report
+    from featurestore.materialize import Report, Step
+    from featurestore.store import FeatureStore
 
-__all__ = ["materialize"]
+__all__ = ["materialize", "sync"]
 
 Views = Annotated[list[str] | None, typer.Argument(metavar="VIEWS", help="Feature views; by default all.")]
 Start = Annotated[str | None, typer.Option(metavar="TIME", help="Where to start; by default at the watermark.")]
+SyncViews = Annotated[list[str] | None, typer.Option("--views", metavar="VIEW", help="Feature views; by default all.")]
+Full = Annotated[bool, typer.Option("--full", metavar="", help="Write every row, not only what has changed.")]
+_MAX_RATE_HELP = "Rows per second to write online; by default as many as those who read it let it."
+MaxRate = Annotated[float | None, typer.Option(metavar="ROWS", min=1, help=_MAX_RATE_HELP)]
 End = Annotated[str | None, typer.Option(metavar="TIME", help="Where to end; by default now.")]
 
 
-def materialize(call: Invocation, views: Views = None, start: Start = None, end: End = None) -> None:
+def materialize(call: Invocation, views: Views = None, start: Start = None, end: End = None, max_rate: MaxRate = None) -> None:
     """Bring views up to date, offline and online.
 
     A run goes on at the view's watermark. With --start and --end it computes an interval anew, (start, end] of visible time.
 
     Example: featurestore materialize machine_health --start 2024-01-02
     """
+    _run(
+        call,
+        lambda store, progress, on_report: store.materialize(
+            views or None, start, end, max_rate=max_rate, progress=progress, on_report=on_report
+        ),
+    )
+
+
+def sync(call: Invocation, views: SyncViews = None, full: Full = False, max_rate: MaxRate = None) -> None:
+    """Rebuild the online store out of the offline tables alone, while serving goes on.
+
+    Writes what has changed since the last load, or every row where the server lost them. Sources are not read.
+
+    Example: featurestore sync --full
+    """
+    chosen = [name for each in views or () for name in each.split(",")] or None
+    _run(
+        call,
+        lambda store, progress, on_report: store.sync(chosen, full=full, max_rate=max_rate, progress=progress, on_report=on_report),
+    )
+
+
+def _run(call: Invocation, work: Callable[[FeatureStore, Callable[[Step], None], Callable[[Report], None]], object]) -> None:
     finished: list[tuple[Report, float]] = []
     began = time.perf_counter()
 
@@ -43,9 +71,9 @@ def materialize(call: Invocation, views: Views = None, start: Start = None, end:
         bars.finish()
         bars.say(f"{len(finished)} done, last {report.view}")
 
-    with call.store() as store, row_bars("looking at the sources") as bars:
+    with call.store() as store, row_bars("looking at what there is") as bars:
         try:
-            store.materialize(views or None, start, end, progress=bars.step, on_report=on_report)
+            work(store, bars.step, on_report)
         except RunsFailedError as error:
             failure: RunsFailedError | None = error
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,11 +11,12 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from featurestore.cli.invocation import Invocation
-from featurestore.cli.rendering import NOTHING, elapsed_text, fitted, time_text
+from featurestore.cli.rendering import NOTHING, bytes_text, elapsed_text, fitted, time_text
 from featurestore.clock import duration_micros, instant_text
 from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
+    from featurestore.online.sizing import Usage
     from featurestore.registry.state import Applied, Run, Version
     from featurestore.store import FeatureStore
 
@@ -39,7 +41,11 @@ def status(call: Invocation, show_all: All = False) -> None:
         chosen = [version for version in applied.versions if show_all or version.is_fed]
         chosen.sort(key=lambda version: (version.view.name, version.number))
         record = _repo_record(store)
-        record["views"] = [_record(store, applied, version, runs.get((version.view.name, version.number))) for version in chosen]
+        usage = _usage(store, chosen, record["online"])
+        record["views"] = [
+            _record(store, applied, version, runs.get((version.view.name, version.number)), usage.get(version.uid))
+            for version in chosen
+        ]
         record["waiting"] = [{"kind": kind, "name": name, "needs": list(needs)} for (kind, name), needs in applied.waiting.items()]
     call.answer(record, _parts(call, record))
 
@@ -63,7 +69,18 @@ def _repo_record(store: FeatureStore) -> dict[str, Any]:
     }
 
 
-def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | None) -> dict[str, Any]:
+def _usage(store: FeatureStore, versions: Sequence[Version], online: Mapping[str, Any]) -> dict[str, Usage]:
+    """Return what is in the online store; nothing where it does not answer, and an embedded server is not started for it."""
+    loaded = [version for version in versions if version.loaded is not None]
+    if not loaded or online["is_running"] is False:
+        return {}
+    try:
+        return store.usage(loaded)
+    except FeatureStoreError:  # the columns of offline tables and runs are worth showing without
+        return {}
+
+
+def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | None, usage: Usage | None) -> dict[str, Any]:
     now, coverage = store.clock(), version.coverage
     behind = None if coverage is None else max(now - coverage.end, 0)
     refresh = duration_micros(version.view.refresh)
@@ -78,6 +95,7 @@ def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | 
         "is_overdue": behind is None or (bool(refresh) and behind > refresh),
         "offline": _offline(store, version),
         "online": _online(version),
+        "online_rows": None if usage is None else asdict(usage),
         "last_run": None if run is None else _run_record(run),
     }
 
@@ -133,6 +151,7 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
         return
     headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
     yield from fitted(headers, list(map(_row, record["views"])))
+    yield from _online_rows(record["views"])
     yield from _troubles(record["views"])
     yield from _waiting(record)
     if any(view["last_run"] is None for view in record["views"]):
@@ -164,6 +183,19 @@ def _row(view: Mapping[str, Any]) -> list[Any]:
         Text(view["online"], {"loaded": "green", "off": "dim"}.get(view["online"], "yellow")),
         NOTHING if run is None else Text(run["status"], {"completed": "green", "failed": "red"}.get(run["status"], "yellow")),
     ]
+
+
+def _online_rows(views: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    counted = [(view, view["online_rows"]) for view in views if view["online_rows"] is not None]
+    if counted:
+        yield ""
+        headers = ["online rows", "version", "keys", "bytes per row", "memory"]
+        yield from fitted(headers, [[view["view"], view["version"], *_cells(rows)] for view, rows in counted])
+
+
+def _cells(rows: Mapping[str, Any]) -> list[Any]:
+    about = "" if rows["is_exact"] else "about "
+    return [f"{about}{rows['keys']:,}", rows["row_bytes"], f"{about}{bytes_text(rows['memory_bytes'])}"]
 
 
 def _behind(view: Mapping[str, Any]) -> Text:

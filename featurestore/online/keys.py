@@ -2,6 +2,9 @@
 
     <uid>{<tag>}<key bytes>     the row of one entity in one view version
     <uid>:loaded                the marker: the number of the run of the last completed load, in decimal digits
+    <uid>:writing               the fence: the number of the run that last began to write, in decimal digits
+    <uid>:loaded{<tag>}         the same two on a cluster, one of each for every primary: the tag belongs to its first slot
+    <uid>:writing{<tag>}
 
 `uid` is the version's, 8 hexadecimal digits that no other version of any registry has, so versions, views and projects share a
 server without meeting. `tag` is three characters of base64url, the 18 low bits of the CRC-32 of the key bytes: all views of one
@@ -14,28 +17,54 @@ bytes.
 
 from __future__ import annotations
 
+import datetime as dt
+import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.online.rows import fixed_bytes
+from featurestore.online.tails import contiguous, fixed_bytes, lengths_of
 from featurestore.types import ValueType
 
-__all__ = ["key_bytes", "marker", "online_key", "pattern"]
+__all__ = ["KeyBlock", "KeyCodec", "fence", "key_bytes", "key_codec", "marker", "online_key", "pattern", "slot", "slots"]
 
+SLOTS = 16384
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_EPOCH_DAY = dt.date(1970, 1, 1).toordinal()
+_PLAIN: dict[str, tuple[type, Callable[[Any], bytes]]] = {
+    "String": (str, str.encode),
+    "Bytes": (bytes, bytes),
+    "Int64": (int, struct.Struct("<q").pack),
+    "Int32": (int, struct.Struct("<i").pack),
+    "Bool": (bool, struct.Struct("<?").pack),
+    "Date": (dt.date, lambda day: struct.pack("<i", day.toordinal() - _EPOCH_DAY)),
+}
+"""The Python type whose values are keys as they are, and their bytes; what is of another type Arrow converts or refuses."""
+
+_FIRST = [b"%c%c" % (_BASE64[pair >> 6], _BASE64[pair & 63]) for pair in range(4096)]
+_LAST = [b"%c}" % each for each in _BASE64]
 
 
 def online_key(uid: str, key: bytes) -> bytes:
     """Return the key of an entity's row in a view version."""
-    tag = zlib.crc32(key)
-    return b"%s{%c%c%c}%s" % (uid.encode(), _BASE64[tag >> 12 & 63], _BASE64[tag >> 6 & 63], _BASE64[tag & 63], key)
+    hashed = zlib.crc32(key)
+    return b"".join((uid.encode(), b"{", _FIRST[hashed >> 6 & 4095], _LAST[hashed & 63], key))
 
 
-def marker(uid: str) -> str:
-    """Return the key of a version's marker."""
-    return f"{uid}:loaded"
+def marker(uid: str, first_slot: int | None = None) -> str:
+    """Return the key of a version's marker, on a cluster that of the primary whose first slot is given."""
+    return f"{uid}:loaded" + _tag_in(first_slot)
+
+
+def fence(uid: str, first_slot: int | None = None) -> str:
+    """Return the key of a version's fence, on a cluster that of the primary whose first slot is given."""
+    return f"{uid}:writing" + _tag_in(first_slot)
 
 
 def pattern(uid: str) -> str:
@@ -45,15 +74,215 @@ def pattern(uid: str) -> str:
 
 def key_bytes(columns: Sequence[pa.ChunkedArray], types: Sequence[ValueType]) -> list[bytes]:
     """Return the key bytes of each row. Columns have the declared types and no nulls."""
-    last = len(columns) - 1
-    parts = [_part(column, type_, is_last=index == last) for index, (column, type_) in enumerate(zip(columns, types, strict=True))]
-    return parts[0] if len(parts) == 1 else [b"".join(each) for each in zip(*parts, strict=True)]
+    keys: list[bytes] = [b""] * len(columns[0])
+    for block in key_codec("", tuple(types)).blocks(columns):
+        width = block.keys.shape[1]
+        blob = np.ascontiguousarray(block.keys).tobytes()
+        for place, row in enumerate(block.rows.tolist()):
+            keys[row] = blob[place * width + _TAG_BYTES : (place + 1) * width]
+    return keys
 
 
-def _part(column: pa.ChunkedArray, type_: ValueType, *, is_last: bool) -> list[bytes]:
-    if type_.is_fixed_width:
-        rows = fixed_bytes(column, type_)
-        width, content = rows.shape[1], rows.tobytes()
-        return [content[start : start + width] for start in range(0, len(content), width)]
-    values: list[bytes] = column.cast(pa.large_binary()).to_pylist()
-    return values if is_last else [len(value).to_bytes(4, "little") + value for value in values]
+# Slots of a cluster
+
+
+def slot(key: bytes) -> int:
+    """Return the slot of a key that holds a tag."""
+    first, table, crc = key.index(b"{") + 1, _crc16_list(), 0
+    for letter in key[first : first + 3]:
+        crc = (crc << 8 & 0xFFFF) ^ table[crc >> 8 ^ letter]
+    return crc % SLOTS
+
+
+def slots(tags: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+    """Return the slots of tags, shape (rows, 3): their CRC-16 (XMODEM) modulo 16384."""
+    table = _crc16_table()
+    crc = np.zeros(len(tags), np.uint16)
+    for place in range(3):
+        crc = (crc << np.uint16(8)) ^ table[(crc >> np.uint16(8)) ^ tags[:, place]]
+    return crc % np.uint16(SLOTS)
+
+
+@cache
+def _crc16_table() -> npt.NDArray[np.uint16]:
+    table = np.arange(256, dtype=np.uint16) << np.uint16(8)
+    for _ in range(8):
+        table = np.where(table & 0x8000, (table << np.uint16(1)) ^ np.uint16(0x1021), table << np.uint16(1)).astype(np.uint16)
+    return table
+
+
+@cache
+def _crc16_list() -> list[int]:
+    numbers: list[int] = _crc16_table().tolist()
+    return numbers
+
+
+@lru_cache(maxsize=SLOTS)
+def _tag_in(first_slot: int | None) -> str:
+    if first_slot is None:
+        return ""
+    every = np.arange(1 << 18)
+    letters = np.frombuffer(_BASE64, np.uint8)
+    tags = np.stack([letters[every >> 12], letters[every >> 6 & 63], letters[every & 63]], axis=1)
+    return "{" + tags[int(np.argmax(slots(tags) == first_slot))].tobytes().decode() + "}"
+
+
+# Keys of many rows
+
+
+_TAG_BYTES = 5
+
+
+@dataclass(frozen=True)
+class KeyBlock:
+    """Keys of one length of a version: their bytes, shape (n, length), and to which rows they belong, shape (n,)."""
+
+    uid: str
+    rows: npt.NDArray[np.int64]
+    keys: npt.NDArray[np.uint8]
+
+    def slots(self) -> npt.NDArray[np.uint16]:
+        """Return the slot of each key."""
+        return slots(self.keys[:, len(self.uid) + 1 : len(self.uid) + 4])
+
+    def to_list(self) -> list[bytes]:
+        """Return each key."""
+        width, blob = self.keys.shape[1], self.keys.tobytes()
+        return [blob[first : first + width] for first in range(0, len(blob), width)]
+
+
+@lru_cache(maxsize=4096)
+def key_codec(uid: str, types: tuple[ValueType, ...]) -> KeyCodec:
+    """Return the codec of a version's keys, compiled once."""
+    return KeyCodec(uid, types)
+
+
+class KeyCodec:
+    """Key columns of one view version to the keys of its rows."""
+
+    def __init__(self, uid: str, types: Sequence[ValueType]) -> None:
+        self.uid = uid
+        self._types = tuple(types)
+        self._prefix = uid.encode() + b"{"
+        self._plain = [_PLAIN.get(type_.name) for type_ in types]
+        self._has_length = [not type_.is_fixed_width and place < len(types) - 1 for place, type_ in enumerate(types)]
+
+    def plain(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None] | None:
+        """Return the key of each row of Python values, none for a row with a null.
+
+        The answer as a whole is none where a value is not of the very type that its column needs.
+        """
+        parts: list[list[bytes | None]] = []
+        try:
+            for column, known, has_length in zip(columns, self._plain, self._has_length, strict=True):
+                if known is None:
+                    return None
+                kind, encode = known
+                if not {kind, type(None)}.issuperset(map(type, column)):
+                    return None
+                part = [None if value is None else encode(value) for value in column]
+                parts.append([_with_length(each) for each in part] if has_length else part)
+        except (struct.error, UnicodeError):
+            return None
+        keys = parts[0] if len(parts) == 1 else [None if None in row else b"".join(row) for row in zip(*parts, strict=True)]
+        prefix, crc32 = self._prefix, zlib.crc32
+        return [
+            None if key is None else b"%b%b%b%b" % (prefix, _FIRST[(hashed := crc32(key)) >> 6 & 4095], _LAST[hashed & 63], key)
+            for key in keys
+        ]
+
+    def names(self, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
+        """Return the key of each row of columns of the declared types, none for a row with a null."""
+        keys: list[bytes | None] = [None] * len(columns[0])
+        if any(column.null_count for column in columns):
+            present = np.flatnonzero(np.logical_and.reduce([column.is_valid().to_numpy() for column in columns]))
+            columns = [column.take(pa.array(present)) for column in columns]
+        else:
+            present = np.arange(len(keys))
+        for block in self.blocks(columns):
+            for row, key in zip(present[block.rows].tolist(), block.to_list(), strict=True):
+                keys[row] = key
+        return keys
+
+    def blocks(self, columns: Sequence[pa.ChunkedArray]) -> Iterator[KeyBlock]:
+        """Give the keys of columns of the declared types without nulls, those of one length at a time."""
+        whole = [contiguous(column) for column in columns]
+        if not len(whole[0]):
+            return
+        parts = [_Part(*each) for each in zip(whole, self._types, self._has_length, strict=True)]
+        for rows in _groups([part.lengths for part in parts if part.lengths is not None], len(whole[0])):
+            key = np.concatenate([part.of(rows) for part in parts], axis=1)
+            yield KeyBlock(self.uid, rows, np.concatenate([self._heads(key), key], axis=1))
+
+    def _heads(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        hashed = _crc32(keys)
+        heads = np.empty((len(keys), len(self._prefix) + 4), np.uint8)
+        heads[:, : len(self._prefix)] = np.frombuffer(self._prefix, np.uint8)
+        letters = np.frombuffer(_BASE64, np.uint8)
+        for place, shift in enumerate((12, 6, 0)):
+            heads[:, len(self._prefix) + place] = letters[hashed >> np.uint32(shift) & np.uint32(63)]
+        heads[:, -1] = ord("}")
+        return heads
+
+
+def _with_length(value: bytes | None) -> bytes | None:
+    return None if value is None else len(value).to_bytes(4, "little") + value
+
+
+class _Part:
+    """The bytes of one key column."""
+
+    def __init__(self, column: pa.Array, type_: ValueType, has_length: bool) -> None:  # noqa: FBT001 (private)
+        self.has_length = has_length
+        self.lengths: npt.NDArray[np.int64] | None = None
+        if type_.is_fixed_width:
+            self.fixed = fixed_bytes(column, type_)
+            return
+        binary = column.cast(pa.large_binary())
+        _, offsets, content = binary.buffers()
+        self.lengths = lengths_of(binary)
+        self.starts = np.frombuffer(offsets, "<i8")[binary.offset : binary.offset + len(binary)]
+        self.content = np.frombuffer(content, np.uint8) if content is not None else np.zeros(0, np.uint8)
+
+    def of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return the bytes of some rows, which have one length, shape (rows, length)."""
+        if self.lengths is None:
+            return self.fixed[rows] if len(rows) < len(self.fixed) else self.fixed
+        length = int(self.lengths[rows[0]])
+        content = self.content[self.starts[rows][:, None] + np.arange(length)]
+        if not self.has_length:
+            return content
+        head = np.broadcast_to(np.frombuffer(length.to_bytes(4, "little"), np.uint8), (len(rows), 4))
+        return np.concatenate([head, content], axis=1)
+
+
+def _groups(lengths: Sequence[npt.NDArray[np.int64]], count: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Give the rows of each combination of lengths."""
+    if not lengths:
+        yield np.arange(count)
+        return
+    kinds = np.unique(lengths[0], return_inverse=True) if len(lengths) == 1 else np.unique(lengths, axis=1, return_inverse=True)
+    group = kinds[1].reshape(-1)
+    order = np.argsort(group, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+
+
+_FEW_KEYS = 64
+
+
+def _crc32(keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    if len(keys) < _FEW_KEYS:
+        return np.array([zlib.crc32(key.tobytes()) for key in keys], np.uint32)
+    table = _crc32_table()
+    crc = np.full(len(keys), 0xFFFFFFFF, np.uint32)
+    for place in range(keys.shape[1]):
+        crc = table[(crc ^ keys[:, place]) & np.uint32(0xFF)] ^ (crc >> np.uint32(8))
+    return ~crc
+
+
+@cache
+def _crc32_table() -> npt.NDArray[np.uint32]:
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> np.uint32(1)) ^ np.uint32(0xEDB88320), table >> np.uint32(1)).astype(np.uint32)
+    return table

@@ -3,7 +3,7 @@
     offset  size  field
     0       1     format: 1 a row, 0 a deleted row (17 bytes, nothing follows)
     1       8     event time, int64, microseconds; -2**63 in rows of static views
-    9       8     order, int64: the number of the run that wrote the row (T8)
+    9       8     order, int64: the number of the run that wrote the row; in push views the created time, microseconds (T8)
     17      b     null bitmap, b = ceil(features / 8): bit i % 8 of byte i // 8 is set if feature i is null
     17 + b  f     slots, in declared order without padding; that of a null is zero, or of variable width an empty value
     …             tail: the values of variable width, in declared order; those of nulls are empty
@@ -15,10 +15,9 @@
     Float32     IEEE 754, the bits as they are (NaN payloads included); Float64 likewise
     String      uint32: where the value ends in the tail; it begins where the one before ends. UTF-8
     Bytes       as String, any bytes
-    Array(T)    uint32 end as String, then uint32: the number of items. Items of fixed width follow each other as in their slots; if
-    the
-                value is longer than that, a null bitmap of the items follows them (a null item is zero). Items of variable width:
-                the uint32 end of each, counted from the first item's first byte; their null bitmap, always; their bytes
+    Array(T)    uint32 end as String, then uint32: the number of items. Items of fixed width follow each other as in their slots;
+                if the value is longer than that, a null bitmap of the items follows them (a null item is zero). Items of variable
+                width: the uint32 end of each, counted from the first item's first byte; their null bitmap, always; their bytes
 
 The length of a row follows from its content; anything else is refused rather than read.
 """
@@ -26,26 +25,42 @@ The length of a row follows from its content; anything else is refused rather th
 from __future__ import annotations
 
 import itertools
+import struct
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from featurestore.definitions import Field
 from featurestore.errors import OnlineStoreError
-from featurestore.types import ValueType
+from featurestore.online.packed import PackedRows, joined
+from featurestore.online.tails import (
+    Bytes1D,
+    Integers,
+    contiguous,
+    fixed_column,
+    fixed_values,
+    item_counts,
+    lengths_of,
+    nulls_of,
+    plain_value,
+    slices,
+    variable_column,
+    variable_values,
+)
 
-__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowCodec", "deleted_row", "fixed_bytes", "is_deleted"]
+__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowBatch", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
 
 HEADER_BYTES = 17
 NO_EVENT_TIME = -(2**63)
 _ROW, _DELETED = 1, 0
-
-Bytes2D = npt.NDArray[np.uint8]
-Integers = npt.NDArray[np.int64]
+_ROW_FORMAT = bytes([_ROW])
+_FEW_ROWS = 24  # where one numpy call for each column begins to cost less than one `struct` call for each row
+_CODES = {"?": "?", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
 
 def deleted_row(order: int) -> bytes:
@@ -58,45 +73,112 @@ def is_deleted(row: bytes) -> bool:
     return len(row) == HEADER_BYTES and row[0] == _DELETED
 
 
+@dataclass(frozen=True)
+class _Run:
+    """Slots of one type side by side, which are read as one matrix.
+
+    `part` is the place of the first among all parts of the slots, `feature` its place among the features, `arrow` the type of all,
+    or none where the values are in the tail.
+    """
+
+    part: int
+    feature: int
+    count: int
+    offset: int
+    dtype: str
+    arrow: pa.DataType | None
+
+    def of(self, fixed: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return the slots of all rows, shape (rows, count)."""
+        end = self.offset + self.count * np.dtype(self.dtype).itemsize
+        return np.ascontiguousarray(fixed[:, self.offset : end]).view(self.dtype).reshape(len(fixed), self.count)
+
+    def columns(self, block: npt.NDArray[Any], nulls: npt.NDArray[np.bool_] | None) -> list[pa.Array]:
+        """Return the slots, shape (count, rows), as columns. All are slices of one array, which costs a third of making each."""
+        rows = block.shape[1]
+        absent = None if nulls is None else nulls[self.feature : self.feature + self.count].reshape(-1)
+        whole = fixed_column(block.reshape(-1), absent, self.arrow)
+        return [whole.slice(place * rows, rows) for place in range(self.count)]
+
+
+@lru_cache(maxsize=4096)
+def codec_of(fields: tuple[Field, ...]) -> RowCodec:
+    """Return the codec of these features, compiled once."""
+    return RowCodec(fields)
+
+
 class RowCodec:
     """Rows of one view version to bytes and back, a batch at a time."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
-        self._bitmap = (len(self.fields) + 7) // 8
-        offset = HEADER_BYTES + self._bitmap
-        self._slots: list[tuple[int, int]] = []
+        self.bitmap = (len(self.fields) + 7) // 8
+        parts: list[str] = []  # the dtypes of all parts of the slots: two for an array, one for everything else
+        self.parts: list[int] = []
         for field in self.fields:
-            width = _slot_width(field.type)
-            self._slots.append((offset, offset + width))
-            offset += width
-        self._width = offset
+            self.parts.append(len(parts))
+            parts += [field.type.numpy] if field.type.is_fixed_width else ["<u4"] * (2 if field.type.item else 1)
+        widths = [np.dtype(part).itemsize for part in parts]
+        first = HEADER_BYTES + self.bitmap
+        offsets = [first, *(first + width for width in itertools.accumulate(widths))]
+        self.width = offsets.pop()
+        self._dtype = np.dtype(
+            {
+                "names": ["format", "event_time", "order", "nulls", *map(str, range(len(parts)))],
+                "formats": ["u1", "<i8", "<i8", f"({self.bitmap},)u1", *parts],
+                "offsets": [0, 1, 9, HEADER_BYTES, *offsets],
+                "itemsize": self.width,
+            }
+        )
+        self.runs = list(self._grouped(offsets))
+        self.row = struct.Struct(f"<17x{self.bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
+        self.is_fixed_width = all(field.type.is_fixed_width for field in self.fields)
 
-    def encode(self, features: pa.Table, event_times: Integers, order: int) -> list[bytes]:
-        """Return a row for each row of `features`, whose columns are the fields. `event_times` are microseconds, shape (rows,)."""
-        count = len(event_times)
-        fixed = np.zeros((count, self._width), dtype=np.uint8)
-        fixed[:, 0] = _ROW
-        fixed[:, 1:9] = _bytes_of(event_times.astype("<i8"), 8)
-        fixed[:, 9:17] = _bytes_of(np.full(count, order, dtype="<i8"), 8)
-        ends = np.zeros(count, dtype=np.int64)
-        tails: list[tuple[Integers, pa.Array]] = []
-        for index, (field, (first, last)) in enumerate(zip(self.fields, self._slots, strict=True)):
-            column = _contiguous(features[field.name])
-            nulls = pc.is_null(column).to_numpy(zero_copy_only=False)
-            fixed[:, HEADER_BYTES + index // 8] |= nulls.astype(np.uint8) << (index % 8)
+    def _grouped(self, offsets: Sequence[int]) -> Iterator[_Run]:
+        feature = 0
+        for type_, group in itertools.groupby(field.type for field in self.fields):
+            count = len(list(group))
+            part = self.parts[feature]
+            if type_.is_fixed_width:
+                yield _Run(part, feature, count, offsets[part], type_.numpy, type_.arrow)
+            else:
+                yield _Run(part, feature, count * (2 if type_.item else 1), offsets[part], "<u4", None)
+            feature += count
+
+    # Encoding
+
+    def encode(self, features: pa.Table, event_times: Integers, order: int | Integers) -> list[bytes]:
+        """Return what `pack` does, row by row."""
+        return self.pack(features, event_times, order).to_list()
+
+    def pack(self, features: pa.Table, event_times: Integers, order: int | Integers) -> PackedRows:
+        """Return a row for each row of `features`, whose columns are the fields.
+
+        `event_times` are microseconds, shape (rows,); `order` is that of all rows, or of each, shape (rows,).
+        """
+        records = np.zeros(len(event_times), dtype=self._dtype)
+        records["format"], records["event_time"], records["order"] = _ROW, event_times, order
+        ends = np.zeros(len(records), dtype=np.int64)
+        tails: list[pa.Array] = []
+        for index, (field, part) in enumerate(zip(self.fields, self.parts, strict=True)):
+            column = contiguous(features[field.name])
+            if column.null_count:
+                records["nulls"][:, index // 8] |= nulls_of(column).view(np.uint8) << (index % 8)
             if field.type.is_fixed_width:
-                fixed[:, first:last] = fixed_bytes(column, field.type)
+                records[str(part)] = fixed_values(column, field.type)
                 continue
-            values = _variable_values(column, field.type)
-            lengths = _lengths(values)
-            tails.append((ends.copy(), values))
-            ends = ends + lengths
-            fixed[:, first : first + 4] = _bytes_of(ends.astype("<u4"), 4)
+            tails.append(variable_values(column, field.type))
+            ends += lengths_of(tails[-1])
+            records[str(part)] = ends
             if field.type.item is not None:
-                items = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-                fixed[:, first + 4 : last] = _bytes_of(items.astype("<u4"), 4)
-        return _join(fixed, ends, tails)
+                records[str(part + 1)] = item_counts(column)
+        return joined(records, ends, tails)
+
+    # Decoding
+
+    def open(self, rows: Sequence[bytes]) -> RowBatch:
+        """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
+        return RowBatch(self, rows)
 
     def decode(self, rows: Sequence[bytes]) -> tuple[list[pa.Array], Integers]:
         """Return the feature columns and the event times of rows that are not deleted.
@@ -105,182 +187,177 @@ class RowCodec:
             OnlineStoreError: a row is of an unknown format, cut, or longer than it says.
 
         """
-        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-        if len(rows) and lengths.min() < self._width:
-            raise _foreign(rows[int(lengths.argmin())])
-        buffer = np.frombuffer(b"".join(rows), dtype=np.uint8)
-        starts = np.cumsum(lengths) - lengths
-        fixed = buffer[starts[:, None] + np.arange(self._width)] if len(rows) else np.zeros((0, self._width), np.uint8)
-        if np.any(fixed[:, 0] != _ROW):
-            raise _foreign(rows[int(np.argmax(fixed[:, 0] != _ROW))])
-        tail = starts + self._width
-        ends = np.zeros(len(rows), dtype=np.int64)
-        columns = []
-        for index, (field, (first, last)) in enumerate(zip(self.fields, self._slots, strict=True)):
-            nulls = (fixed[:, HEADER_BYTES + index // 8] >> (index % 8) & 1).astype(bool)
-            slot = np.ascontiguousarray(fixed[:, first:last])
-            if field.type.is_fixed_width:
-                columns.append(_fixed_column(slot, nulls, field.type))
+        batch = RowBatch(self, rows)
+        return batch.columns(), np.array(batch.event_times, dtype=np.int64)
+
+    def decode_plain(self, rows: Sequence[bytes]) -> list[list[Any]]:
+        """Return the feature columns as `RowBatch.plain` does. Raises as `decode`."""
+        return RowBatch(self, rows).plain()
+
+
+class RowBatch:
+    """Rows of one view version that are not deleted. Their headers are checked at once, what they hold when it is decoded."""
+
+    def __init__(self, codec: RowCodec, rows: Sequence[bytes]) -> None:
+        self._codec, self._rows = codec, rows
+        width, is_fixed_width = codec.width, codec.is_fixed_width
+        for row in rows:
+            if row[:1] != _ROW_FORMAT or len(row) < width or (is_fixed_width and len(row) > width):
+                _refuse_foreign(row)
+
+    @cached_property
+    def event_times(self) -> list[int]:
+        """The event time of each row, microseconds."""
+        if len(self._rows) < _FEW_ROWS:
+            return [int.from_bytes(row[1:9], "little", signed=True) for row in self._rows]
+        times: list[int] = np.ascontiguousarray(self._fixed[:, 1:9]).view("<i8")[:, 0].tolist()
+        return times
+
+    @cached_property
+    def _buffer(self) -> Bytes1D:
+        return np.frombuffer(b"".join(self._rows), dtype=np.uint8)
+
+    @cached_property
+    def _lengths(self) -> Integers:
+        return np.fromiter(map(len, self._rows), dtype=np.int64, count=len(self._rows))
+
+    @cached_property
+    def _fixed(self) -> npt.NDArray[np.uint8]:
+        """What all rows have up to the tail, shape (rows, width)."""
+        width = self._codec.width
+        if self._codec.is_fixed_width:
+            return self._buffer.reshape(-1, width)
+        starts = np.cumsum(self._lengths) - self._lengths
+        return self._buffer[starts[:, None] + np.arange(width)]
+
+    def columns(self) -> list[pa.Array]:
+        """Return the features as columns of their declared Arrow types."""
+        columns: list[pa.Array] = []
+        nulls = self._nulls()
+        variable = None if self._codec.is_fixed_width else _Tails(self._buffer, self._lengths, self._codec.width)
+        for run in self._codec.runs:
+            block = np.ascontiguousarray(run.of(self._fixed).T)
+            if run.arrow is not None:
+                columns += run.columns(block, nulls)
                 continue
-            begins, ends = ends, np.ascontiguousarray(slot[:, :4]).view("<u4")[:, 0].astype(np.int64)
-            if np.any(ends < begins) or np.any(tail + ends > starts + lengths):
-                raise OnlineStoreError(f"a row of the online store is cut within feature {field.name!r}; load the view again")
-            values = _slices(buffer, tail + begins, ends - begins)
-            counts = slot[:, 4:].copy().view("<u4")[:, 0] if field.type.item is not None else None
-            try:
-                columns.append(_variable_column(values, counts, nulls, field.type))
-            except (pa.ArrowException, ValueError) as reason:
-                raise OnlineStoreError(
-                    f"a row of the online store contradicts itself in feature {field.name!r}: {reason}"
-                ) from reason
-        if np.any(tail + ends != starts + lengths):
-            raise OnlineStoreError("a row of the online store is longer than it says; load the view again")
-        return columns, np.ascontiguousarray(fixed[:, 1:9]).view("<i8")[:, 0]
+            parts = iter(block)
+            for ends in parts:
+                field = self._codec.fields[len(columns)]
+                counts = next(parts) if field.type.item is not None else None
+                absent = None if nulls is None else nulls[len(columns)]
+                assert variable is not None
+                columns.append(variable.column(field, ends, counts, absent))
+        if variable is not None:
+            variable.end()
+        return columns
+
+    def _nulls(self) -> npt.NDArray[np.bool_] | None:
+        """Return which features are null, shape (features, rows); none where no feature is."""
+        bitmap = self._fixed[:, HEADER_BYTES : HEADER_BYTES + self._codec.bitmap]
+        if not bitmap.any():
+            return None
+        return np.unpackbits(bitmap, axis=1, bitorder="little")[:, : len(self._codec.fields)].T.astype(bool)
+
+    def plain(self) -> list[list[Any]]:
+        """Return the features as lists by column, of None, bool, int, float, str, bytes or list.
+
+        Dates and timestamps stay the integers that they are stored as.
+        """
+        parts, nulls = self._unpacked() if len(self._rows) < _FEW_ROWS else self._blocks()
+        columns = [parts[part] for part in self._codec.parts] if self._codec.is_fixed_width else self._with_tails(parts)
+        for feature, row in nulls:
+            columns[feature][row] = None
+        return columns
+
+    def _blocks(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:
+        """Return the parts of the slots by column, and (feature, row) of each null."""
+        parts: list[list[Any]] = []
+        for run in self._codec.runs:
+            parts += run.of(self._fixed).T.tolist()
+        nulls = self._nulls()
+        return parts, [] if nulls is None else [(feature, row) for feature, row in np.argwhere(nulls).tolist()]
+
+    def _unpacked(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:
+        """Return the same as `_blocks`, by one call for each row."""
+        unpack = self._codec.row.unpack_from
+        columns = list(map(list, zip(*[unpack(row) for row in self._rows], strict=True)))
+        if not columns:
+            return [[] for run in self._codec.runs for _ in range(run.count)], []
+        nulls = []
+        for row, bitmap in enumerate(columns[0]):
+            bits = int.from_bytes(bitmap, "little")
+            while bits:
+                feature = (bits & -bits).bit_length() - 1
+                bits &= bits - 1
+                if feature < len(self._codec.fields):
+                    nulls.append((feature, row))
+        return columns[1:], nulls
+
+    def _with_tails(self, parts: list[list[Any]]) -> list[list[Any]]:
+        columns: list[list[Any]] = []
+        width = self._codec.width
+        begins = [width] * len(self._rows)
+        for field, part in zip(self._codec.fields, self._codec.parts, strict=True):
+            if field.type.is_fixed_width:
+                columns.append(parts[part])
+                continue
+            counts = parts[part + 1] if field.type.item is not None else itertools.repeat(0)
+            column = []
+            for row, (content, end, count) in enumerate(zip(self._rows, parts[part], counts, strict=False)):
+                begin, begins[row] = begins[row], width + end
+                if not begin <= width + end <= len(content):
+                    _refuse_cut(field)
+                try:
+                    column.append(plain_value(content[begin : width + end], count, field.type))
+                except (struct.error, ValueError) as reason:
+                    _refuse_content(field, reason)
+            columns.append(column)
+        if any(len(content) != end for content, end in zip(self._rows, begins, strict=True)):
+            _refuse_longer()
+        return columns
 
 
-def _slot_width(type_: ValueType) -> int:
-    if type_.is_fixed_width:
-        return np.dtype(type_.numpy).itemsize
-    return 8 if type_.item is not None else 4
+class _Tails:
+    """The tails of rows, read from value to value."""
+
+    def __init__(self, buffer: Bytes1D, lengths: Integers, width: int) -> None:
+        self._buffer = buffer
+        self._last = np.cumsum(lengths)
+        self._first = self._last - lengths + width
+        self._ends = self._first
+
+    def column(
+        self, field: Field, ends: npt.NDArray[np.uint32], counts: npt.NDArray[np.uint32] | None, nulls: npt.NDArray[np.bool_] | None
+    ) -> pa.Array:
+        begins, self._ends = self._ends, self._first + ends
+        if np.any(self._ends < begins) or np.any(self._ends > self._last):
+            _refuse_cut(field)
+        try:
+            return variable_column(slices(self._buffer, begins, self._ends - begins), counts, nulls, field.type)
+        except (pa.ArrowException, ValueError) as reason:
+            _refuse_content(field, reason)
+
+    def end(self) -> None:
+        if np.any(self._ends != self._last):
+            _refuse_longer()
 
 
-def _foreign(row: bytes) -> OnlineStoreError:
-    return OnlineStoreError(
+def _refuse_foreign(row: bytes) -> NoReturn:
+    raise OnlineStoreError(
         f"the online store holds a row of {len(row)} bytes, format {row[:1].hex() or 'none'}, that is cut or not of this view's "
         "format: another program wrote it, or a newer release did; load the view again"
     )
 
 
-def _contiguous(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return pa.concat_arrays(combined.chunks) if isinstance(combined, pa.ChunkedArray) else combined
+def _refuse_cut(field: Field) -> NoReturn:
+    raise OnlineStoreError(f"a row of the online store is cut within feature {field.name!r}; load the view again")
 
 
-def _bytes_of(values: npt.NDArray[Any], width: int) -> Bytes2D:
-    return np.ascontiguousarray(values).view(np.uint8).reshape(len(values), width)
+def _refuse_content(field: Field, reason: Exception) -> NoReturn:
+    raise OnlineStoreError(
+        f"a row of the online store contradicts itself in feature {field.name!r} ({reason}); load the view again"
+    ) from reason
 
 
-def _storage(column: pa.Array | pa.ChunkedArray, type_: ValueType) -> pa.Array | pa.ChunkedArray:
-    """Return dates and timestamps as the integers that they are stored as."""
-    storage = {"Date": pa.int32(), "Timestamp": pa.int64()}.get(type_.name)
-    return column.cast(storage) if storage is not None else column
-
-
-def fixed_bytes(column: pa.Array | pa.ChunkedArray, type_: ValueType) -> Bytes2D:
-    """Return the slots of a column of fixed width, shape (rows, width); those of nulls are zero."""
-    stored = _storage(column, type_)
-    filled = pc.fill_null(stored, pa.scalar(0).cast(stored.type)) if stored.null_count else stored
-    values = filled.to_numpy(zero_copy_only=False) if isinstance(filled, pa.Array) else filled.to_numpy()
-    return _bytes_of(values.astype(type_.numpy, copy=False), np.dtype(type_.numpy).itemsize)
-
-
-def _fixed_column(slot: Bytes2D, nulls: npt.NDArray[np.bool_], type_: ValueType) -> pa.Array:
-    values = slot.view(type_.numpy)[:, 0]
-    storage = {"Date": pa.int32(), "Timestamp": pa.int64()}.get(type_.name, type_.arrow)
-    return pa.array(values, type=storage, mask=nulls).cast(type_.arrow)
-
-
-def _variable_values(column: pa.Array, type_: ValueType) -> pa.Array:
-    """Return the tail value of each row as binary, empty for null."""
-    if type_.item is None:
-        return pc.fill_null(column.cast(pa.large_binary()), b"")
-    if type_.item.is_fixed_width and column.flatten().null_count == 0:
-        items = fixed_bytes(column.flatten(), type_.item)
-        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-        offsets = np.concatenate([[0], np.cumsum(lengths)]) * items.shape[1]
-        return _binary(offsets, items.reshape(-1))
-    return pa.array([_pack_items(value, type_.item) for value in column], pa.large_binary())
-
-
-def _pack_items(value: pa.ListScalar[Any], item: ValueType) -> bytes:
-    if not value.is_valid:
-        return b""
-    items = value.values
-    nulls = np.packbits(pc.is_null(items).to_numpy(zero_copy_only=False), bitorder="little").tobytes()
-    if item.is_fixed_width:
-        return fixed_bytes(items, item).tobytes() + (nulls if items.null_count else b"")
-    packed = _variable_values(items, item)
-    return np.cumsum(_lengths(packed)).astype("<u4").tobytes() + nulls + b"".join(packed.to_pylist())
-
-
-def _variable_column(
-    values: pa.Array, counts: npt.NDArray[np.uint32] | None, nulls: npt.NDArray[np.bool_], type_: ValueType
-) -> pa.Array:
-    valid = pa.array(~nulls)
-    if counts is None:
-        return pc.if_else(valid, values.cast(type_.arrow), pa.scalar(None, type_.arrow))
-    item = type_.item
-    assert item is not None
-    width = np.dtype(item.numpy).itemsize if item.is_fixed_width else 0
-    offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int32)
-    if width and np.array_equal(_lengths(values), counts * np.int64(width)):
-        # No item is null, as in embeddings: all items of all rows are one array.
-        content = np.frombuffer(values.buffers()[2], np.uint8)[: int(offsets[-1]) * width].reshape(-1, width)
-        items = _fixed_column(content, np.zeros(len(content), dtype=bool), item)
-        return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
-    lists = [_unpack_items(value, int(count), item) for value, count in zip(_raw(values), counts, strict=True)]
-    items = pa.concat_arrays(lists) if lists else pa.nulls(0, item.arrow)
-    return pa.ListArray.from_arrays(pa.array(offsets), items, mask=pa.array(nulls))
-
-
-def _unpack_items(value: npt.NDArray[np.uint8], count: int, item: ValueType) -> pa.Array:
-    width = np.dtype(item.numpy).itemsize if item.is_fixed_width else 4
-    has_bitmap = len(value) > count * width or not item.is_fixed_width
-    first = count * width + ((count + 7) // 8 if has_bitmap else 0)
-    if first > len(value) or (item.is_fixed_width and first < len(value)):
-        raise ValueError(f"{len(value)} bytes for {count} items")
-    bits = value[count * width : first] if has_bitmap else np.zeros((count + 7) // 8, np.uint8)
-    nulls = np.unpackbits(bits, bitorder="little")[:count].astype(bool)
-    heads = np.ascontiguousarray(value[: count * width]).reshape(count, width)
-    if item.is_fixed_width:
-        return _fixed_column(heads, nulls, item)
-    ends = heads.view("<u4").reshape(-1).astype(np.int64)
-    lengths = np.diff(ends, prepend=0)
-    if np.any(lengths < 0) or (ends[-1] if count else 0) != len(value) - first:
-        raise ValueError("items do not end where they should")
-    return _variable_column(_slices(value[first:], ends - lengths, lengths), None, nulls, item)
-
-
-def _raw(values: pa.Array) -> Iterator[npt.NDArray[np.uint8]]:
-    """Give the bytes of each value of a binary column that was made by `_binary`."""
-    offsets = np.frombuffer(values.buffers()[1], "<i8")[: len(values) + 1].tolist()
-    content = np.frombuffer(values.buffers()[2], np.uint8)
-    yield from (content[begin:end] for begin, end in itertools.pairwise(offsets))
-
-
-def _lengths(values: pa.Array) -> Integers:
-    lengths: Integers = pc.binary_length(values).to_numpy(zero_copy_only=False).astype(np.int64)
-    return lengths
-
-
-def _binary(offsets: Integers, content: npt.NDArray[np.uint8]) -> pa.Array:
-    buffers = [None, pa.py_buffer(offsets.astype("<i8")), pa.py_buffer(np.ascontiguousarray(content))]
-    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
-
-
-def _slices(buffer: npt.NDArray[np.uint8], starts: Integers, lengths: Integers) -> pa.Array:
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return _binary(offsets, buffer[_positions(starts, lengths)])
-
-
-def _positions(starts: Integers, lengths: Integers) -> Integers:
-    """Return the indices of many slices, one after the other."""
-    total = int(lengths.sum())
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(total)
-
-
-def _join(fixed: Bytes2D, tail_lengths: Integers, tails: list[tuple[Integers, pa.Array]]) -> list[bytes]:
-    width = fixed.shape[1]
-    lengths = tail_lengths + width
-    starts = np.cumsum(lengths) - lengths
-    if not tails:
-        joined = fixed
-    else:
-        joined = np.empty(int(lengths.sum()), dtype=np.uint8)
-        joined[starts[:, None] + np.arange(width)] = fixed
-        for begins, values in tails:
-            content = np.frombuffer(b"".join(values.to_pylist()), np.uint8)
-            joined[_positions(starts + width + begins, _lengths(values))] = content
-    blob = joined.tobytes()
-    return [blob[start : start + length] for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+def _refuse_longer() -> NoReturn:
+    raise OnlineStoreError("a row of the online store is longer than it says; load the view again")

@@ -1,16 +1,16 @@
-"""Reading and writing rows of the online store.
+"""Reading and writing rows of the online store, whatever servers it has.
 
-Writes are decided inside the server (T8): a row replaces what is stored if its order, the number of its run, is not lower. A
-deletion is an empty row with its order that expires after a while, so that nothing a killed run left in a socket comes back.
+Writes are decided inside the server (T8, `scripts.py`). A deletion is an empty row with its order that expires after a while, so
+that nothing a killed run left in a socket comes back. `loading.py` has the writes of runs.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,132 +19,133 @@ import pyarrow as pa
 import redis
 
 from featurestore.clock import duration_micros
-from featurestore.errors import OnlineStoreError
-from featurestore.online.connection import connect, translated
-from featurestore.online.embedded import ensure_running, is_running
-from featurestore.online.keys import key_bytes, marker, online_key, pattern
-from featurestore.online.rows import HEADER_BYTES, NO_EVENT_TIME, RowCodec, deleted_row, is_deleted
+from featurestore.definitions import FeatureView, Field
+from featurestore.online.answers import OnlineRows, Status
+from featurestore.online.delivery import Delivery, parcels
+from featurestore.online.failures import translated
+from featurestore.online.fetching import Found
+from featurestore.online.keys import KeyBlock, KeyCodec, fence, key_codec, marker
+from featurestore.online.loading import DELETED_FOR_MS, Load, loaded_run, scanned
+from featurestore.online.packed import PackedRows
+from featurestore.online.reading import Reader
+from featurestore.online.rows import NO_EVENT_TIME, RowCodec, codec_of, deleted_row
+from featurestore.online.topology import Topology
 from featurestore.registry.state import Version
 from featurestore.settings import Settings
 
-__all__ = ["OnlineRows", "OnlineStore", "Status"]
+__all__ = ["OnlineLoad", "OnlineRows", "OnlineStore", "Status", "features_of", "features_of_view", "keys_of", "rows_of", "ttl_of"]
 
-_BATCH = 500
-_DELETED_FOR_MS = 24 * 3600 * 1000
 _PAUSE_SECONDS = 0.01
 _KEPT_BEYOND_TTL_MS = 24 * 3600 * 1000
 
-# KEYS: rows' keys. ARGV: the low and high half of the order, then for each key its row and the milliseconds it lives (0: forever).
-# An order is compared in halves since a Lua number is a double, which holds 53 bits of it.
-_WRITE = """
-local low, high = tonumber(ARGV[1]), tonumber(ARGV[2])
-local written = 0
-for i, key in ipairs(KEYS) do
-  local stored = redis.call('GETRANGE', key, 0, 16)
-  local newer = false
-  if #stored == 17 and string.byte(stored) <= 1 then
-    local stored_low, stored_high = struct.unpack('<I4I4', stored, 10)
-    newer = stored_high > high or (stored_high == high and stored_low > low)
-  end
-  if not newer then
-    local lives = ARGV[2 * i + 2]
-    if lives == '0' then redis.call('SET', key, ARGV[2 * i + 1])
-    else redis.call('SET', key, ARGV[2 * i + 1], 'PX', lives) end
-    written = written + 1
-  end
-end
-return written
-"""
+
+def features_of_view(view: FeatureView) -> tuple[Field, ...]:
+    """Return the features that the rows of a view hold, in their order."""
+    return view.features
 
 
-class Status(IntEnum):
-    """What became of one row of a lookup."""
-
-    PRESENT = 0
-    NOT_FOUND = 1
-    OUTSIDE_MAX_AGE = 2
+def features_of(version: Version) -> tuple[Field, ...]:
+    """Return the features that the rows of a version hold, in their order."""
+    return features_of_view(version.view)
 
 
-@dataclass(frozen=True)
-class OnlineRows:
-    """The answer to a lookup in one view: a row for each key asked for, null where the status is not PRESENT.
+def rows_of(version: Version) -> RowCodec:
+    """Return the codec of a version's rows."""
+    return codec_of(features_of(version))
 
-    `event_times` are null in static views and where nothing was found; a row outside its maximum age says how old it is.
-    """
 
-    features: list[pa.Array]
-    event_times: pa.Array
-    statuses: npt.NDArray[np.uint8]
+def keys_of(version: Version) -> KeyCodec:
+    """Return the codec of a version's keys."""
+    return key_codec(version.uid, tuple(key.type for key in version.view.join_keys))
+
+
+def ttl_of(version: Version) -> int | None:
+    """Return the TTL of a version in microseconds, none where rows stay."""
+    return None if version.view.ttl is None else duration_micros(version.view.ttl)
 
 
 class OnlineStore:
-    """The online store of one repo. Connects when first used."""
+    """The online store of one repo. Connects when first used; threads and tasks may share it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._connected: redis.Redis | None = None
-        self._connecting = threading.Lock()
+        self.settings = settings
         self._expires = settings.now is None  # a fixed present never reaches an expiry
+        self._connecting = threading.Lock()
+        self._connected: tuple[Topology, Reader] | None = None
+        self._idle: list[tuple[int, Delivery]] = []
+
+    @property
+    def _parts(self) -> tuple[Topology, Reader]:
+        if self._connected is None:
+            with self._connecting:
+                if self._connected is None:
+                    topology = Topology(self.settings)
+                    self._connected = topology, Reader(self.settings, topology)
+        return self._connected
+
+    @property
+    def topology(self) -> Topology:
+        """The servers."""
+        return self._parts[0]
+
+    @property
+    def _reader(self) -> Reader:
+        return self._parts[1]
 
     @property
     def _client(self) -> redis.Redis:
-        with self._connecting:
-            if self._connected is None:
-                self._connected = connect(self._settings)
-            return self._connected
+        with translated(self.settings):
+            return self.topology.client(self.topology.layout().endpoints[0])
 
     def close(self) -> None:
-        """Close the connections; the server goes on."""
+        """Close the connections; the server goes on. Those of event loops that have ended are closed with their loop."""
+        while self._idle:
+            self._idle.pop()[1].close()
         if self._connected is not None:
-            self._connected.close()
+            for each in self._connected:
+                each.close()
+
+    async def aclose(self) -> None:
+        """Close the connections, those of the running event loop included."""
+        if self._connected is not None:
+            await self._connected[1].aclose()
+        self.close()
 
     def ping(self) -> None:
-        """Raise OnlineStoreError unless the store answers."""
-        with translated(self._settings):
-            self._client.ping()
+        """Raise OnlineStoreError unless every server answers."""
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                self.topology.client(endpoint).ping()
 
     def server(self) -> dict[str, Any]:
         """Return what the server says of itself (INFO), and its present in microseconds as `time`."""
-        with translated(self._settings):
+        with translated(self.settings):
             seconds, micros = self._client.time()
             return {**self._client.info(), "time": seconds * 1_000_000 + micros}
 
     # Reading
 
     def read(self, wanted: Sequence[tuple[Version, Sequence[pa.ChunkedArray]]], *, now: int) -> list[OnlineRows]:
-        """Return the rows of all (version, key columns) in one round trip; TTL is enforced as of `now`.
+        """Return the rows of all (version, key columns) in one round trip for each server; TTL is enforced as of `now`.
 
         Key columns have the declared types; a row with a null in one of them is NOT_FOUND.
         """
-        keys = [_request_keys(version, columns) for version, columns in wanted]
-        asked = [key for each in keys for key in each if key is not None]
-        found = iter(self._rows(asked) if asked else [])
-        answers = [[next(found) if key is not None else None for key in each] for each in keys]
-        return [_decode(version, rows, now) for (version, _), rows in zip(wanted, answers, strict=True)]
+        names = [keys_of(version).names(columns) for version, columns in wanted]
+        found = iter(self.fetch([name for each in names for name in each]))
+        answers = [[next(found) for _ in each] for each in names]
+        return [
+            OnlineRows(rows_of(version), ttl_of(version), values, now) for (version, _), values in zip(wanted, answers, strict=True)
+        ]
 
-    def _rows(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        try:
-            with translated(self._settings):
-                return self._pipelined([("MGET", *keys)])[0]
-        except OnlineStoreError:
-            state = self._settings.state / "online"
-            if self._settings.online.url != "embedded" or is_running(state):
-                raise
-        ensure_running(state)  # it was stopped, or it died; like every command, a lookup starts it on demand
-        with translated(self._settings):
-            return self._pipelined([("MGET", *keys)])[0]
+    def fetch(self, names: Sequence[bytes | None]) -> Found:
+        """Return what is stored under each key, none where nothing is or where there is no key."""
+        return self._reader.fetch(names)
+
+    async def fetch_async(self, names: Sequence[bytes | None]) -> Found:
+        """Return the same as `fetch`, over this event loop's connection to each server."""
+        return await self._reader.fetch_async(names)
 
     # Writing
-
-    def loaded_run(self, version: Version) -> int | None:
-        """Return the run whose load the store holds in full; none if there is no marker, as on a server that lost its data."""
-        with translated(self._settings):
-            value = self._client.get(marker(version.uid))
-        if value is None:
-            return None
-        if not isinstance(value, bytes) or not value.isdigit():
-            raise OnlineStoreError(f"the online store's key {marker(version.uid)!r} is not ours: remove it, then run again")
-        return int(value)
 
     def write(
         self,
@@ -156,33 +157,92 @@ class OnlineStore:
         run: int,
         now: int,
     ) -> int:
-        """Write rows as the run of that number; returns how many were not older than what is stored."""
-        times = event_times.cast(pa.int64()).fill_null(NO_EVENT_TIME).to_numpy()
-        rows = RowCodec(version.view.features).encode(features, times, run)
-        names = key_bytes(keys, [key.type for key in version.view.join_keys])
-        return self._put(version, names, rows, self._lives(version, times, now), run)
+        """Write rows as the run of that number, which is not a load; returns how many were not older than what is stored."""
+        with self._delivery() as put:
+            return sum(put(*each, run) for each in self._packed(version, keys, features, event_times, run, now))
+
+    def push(
+        self,
+        version: Version,
+        keys: Sequence[pa.ChunkedArray],
+        features: pa.Table,
+        event_times: pa.ChunkedArray,
+        created_times: pa.ChunkedArray,
+        *,
+        now: int,
+    ) -> int:
+        """Write rows of a push view; returns how many were not lower in (event time, created time) than what is stored (T8)."""
+        orders = created_times.cast(pa.int64()).to_numpy()
+        with self._delivery() as put:
+            return sum(put(*each, None) for each in self._packed(version, keys, features, event_times, orders, now))
 
     def delete(self, version: Version, keys: Sequence[pa.ChunkedArray], *, run: int) -> int:
         """Delete rows as the run of that number; returns how many were not newer."""
-        names = key_bytes(keys, [key.type for key in version.view.join_keys])
-        return self._put(version, names, [deleted_row(run)] * len(names), [_DELETED_FOR_MS] * len(names), run)
+        with self._delivery() as put:
+            return sum(put(block, deleted_row(run), DELETED_FOR_MS, run) for block in keys_of(version).blocks(keys))
 
-    def sweep(self, version: Version, *, run: int) -> int:
-        """Delete every row that is older than the run, which has just written all that should be there."""
-        swept = 0
-        with translated(self._settings):
-            for batch in self._scan(version):
-                heads = self._pipelined(("GETRANGE", key, 0, HEADER_BYTES - 1) for key in batch)
-                old = [
-                    key for key, head in zip(batch, heads, strict=True) if int.from_bytes(head[9:17], "little", signed=True) < run
-                ]
-                swept += self._put_keys(old, [deleted_row(run)] * len(old), [_DELETED_FOR_MS] * len(old), run)
-        return swept
+    @contextmanager
+    def _delivery(self) -> Iterator[Callable[..., int]]:
+        with translated(self.settings):
+            topology = self.topology
+            owner, delivery = self._idle.pop() if self._idle else (0, None)
+            if delivery is None or owner != os.getpid():  # a child process has its parent's, and must not use them
+                delivery = Delivery(topology, topology.patience)
 
-    def mark_loaded(self, version: Version, *, run: int) -> None:
-        """Record that the run has loaded all it had to."""
-        with translated(self._settings):
-            self._client.set(marker(version.uid), run)
+            def put(block: KeyBlock, rows: PackedRows | bytes, lives: npt.NDArray[np.int64] | int, order: int | None) -> int:
+                return delivery.deliver(list(parcels(block, rows, order, lives, is_cluster=topology.is_cluster)))
+
+            try:
+                yield put
+            except BaseException:
+                delivery.close()
+                raise
+            self._idle.append((os.getpid(), delivery))
+
+    @contextmanager
+    def load(self, version: Version, *, run: int, now: int, max_rate: float | None = None) -> Iterator[OnlineLoad]:
+        """Write as a run that holds the version's lease; `OnlineLoad.finish` completes it. `max_rate` is in rows per second."""
+        with translated(self.settings):
+            load = Load(self.topology, version.uid, run, max_rate)
+            try:
+                yield OnlineLoad(self, version, load, run, now)
+            finally:
+                load.close()
+
+    def _packed(
+        self,
+        version: Version,
+        keys: Sequence[pa.ChunkedArray],
+        features: pa.Table,
+        event_times: pa.ChunkedArray,
+        order: int | npt.NDArray[np.int64],
+        now: int,
+    ) -> Iterator[tuple[KeyBlock, PackedRows, npt.NDArray[np.int64] | int]]:
+        """Give keys, rows and the milliseconds that they live, those with keys of one length at a time."""
+        times = event_times.cast(pa.int64()).fill_null(NO_EVENT_TIME).to_numpy()
+        rows = rows_of(version).pack(features, times, order)
+        lives = self._lives(version, times, now)
+        blocks = list(keys_of(version).blocks(keys))
+        for block in blocks:
+            if len(blocks) == 1:
+                yield block, rows, lives
+            else:
+                yield block, rows.take(block.rows), lives if isinstance(lives, int) else lives[block.rows]
+
+    def _lives(self, version: Version, event_times: npt.NDArray[np.int64], now: int) -> npt.NDArray[np.int64] | int:
+        """Return for how many milliseconds each row is kept: expiry only collects what the TTL has made invisible before."""
+        ttl = ttl_of(version)
+        if ttl is None or not self._expires:
+            return 0
+        lives: npt.NDArray[np.int64] = np.maximum((event_times + ttl - now) // 1000, 0) + _KEPT_BEYOND_TTL_MS
+        return lives
+
+    # What there is
+
+    def loaded_run(self, version: Version) -> int | None:
+        """Return the run whose load the store holds in full; none if there is no marker, as on a server that lost its data."""
+        with translated(self.settings):
+            return loaded_run(self.topology, version.uid)
 
     def drop(self, version: Version, *, limit: int | None = None) -> int:
         """Remove the rows of a version, no faster than is good for those who look others up; returns how many.
@@ -190,82 +250,72 @@ class OnlineStore:
         With a `limit` it stops once so many are gone: the version has more.
         """
         dropped = 0
-        with translated(self._settings):
-            self._client.delete(marker(version.uid))
-            for batch in self._scan(version):
-                part = batch if limit is None else batch[: limit - dropped]
-                dropped += int(self._client.unlink(*part))
-                if dropped == limit:
-                    break
-                time.sleep(_PAUSE_SECONDS)
+        with translated(self.settings):
+            layout = self.topology.layout()
+            for endpoint in layout.endpoints:
+                client, first_slot = self.topology.client(endpoint), layout.first_slot(endpoint)
+                for mark in (marker(version.uid, first_slot), fence(version.uid, first_slot)):
+                    client.delete(mark)
+                for keys in scanned(client, version.uid):
+                    part = keys if limit is None else keys[: limit - dropped]
+                    dropped += sum(_each(client, "UNLINK", part))
+                    if dropped == limit:
+                        return dropped
+                    time.sleep(_PAUSE_SECONDS)
         return dropped
 
     def count(self, version: Version) -> int:
         """Count the rows that a version has, deleted ones left out."""
         present = 0
-        with translated(self._settings):
-            for batch in self._scan(version):
-                present += sum(head[:1] != b"\0" for head in self._pipelined(("GETRANGE", key, 0, 0) for key in batch) if head)
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                client = self.topology.client(endpoint)
+                for keys in scanned(client, version.uid):
+                    present += sum(bool(head) and head[:1] != b"\0" for head in _each(client, "GETRANGE", keys, 0, 0))
         return present
 
-    def _put(self, version: Version, keys: Sequence[bytes], rows: Sequence[bytes], lives: Sequence[int], run: int) -> int:
-        with translated(self._settings):
-            return self._put_keys([online_key(version.uid, key) for key in keys], rows, lives, run)
 
-    def _put_keys(self, keys: Sequence[bytes], rows: Sequence[bytes], lives: Sequence[int], run: int) -> int:
-        commands: list[tuple[Any, ...]] = []
-        for first in range(0, len(keys), _BATCH):
-            part = keys[first : first + _BATCH]
-            arguments: list[bytes | int] = [run & 0xFFFFFFFF, run >> 32]
-            for row, life in zip(rows[first : first + _BATCH], lives[first : first + _BATCH], strict=True):
-                arguments += (row, life)
-            commands.append(("EVAL", _WRITE, len(part), *part, *arguments))
-        return sum(self._pipelined(commands))
+class OnlineLoad:
+    """The load of one run: rows and deletions go on their way, `finish` waits for them and completes the load."""
 
-    def _pipelined(self, commands: Iterable[tuple[Any, ...]]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        return pipeline.execute()
+    def __init__(self, store: OnlineStore, version: Version, load: Load, run: int, now: int) -> None:
+        self._store, self._version, self._load, self._run, self._now = store, version, load, run, now
 
-    def _scan(self, version: Version) -> Iterator[list[bytes]]:
-        batch: list[bytes] = []
-        for key in self._client.scan_iter(match=pattern(version.uid), count=1000):
-            batch.append(key)
-            if len(batch) >= 10 * _BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+    @property
+    def written(self) -> int:
+        """How many rows were written and acknowledged so far."""
+        return self._load.written
 
-    def _lives(self, version: Version, event_times: npt.NDArray[np.int64], now: int) -> list[int]:
-        """Return for how many milliseconds each row is kept: expiry only collects what the TTL has made invisible before."""
-        if version.view.ttl is None or not self._expires:
-            return [0] * len(event_times)
-        left = (event_times + duration_micros(version.view.ttl) - now) // 1000
-        lives: list[int] = (np.maximum(left, 0) + _KEPT_BEYOND_TTL_MS).tolist()
-        return lives
+    @property
+    def deleted(self) -> int:
+        """How many rows were deleted and acknowledged so far."""
+        return self._load.deleted
 
+    def write(self, keys: Sequence[pa.ChunkedArray], features: pa.Table, event_times: pa.ChunkedArray) -> None:
+        """Write rows; waits while too many are on their way."""
+        for each in self._store._packed(self._version, keys, features, event_times, self._run, self._now):  # noqa: SLF001
+            self._load.write(*each)
 
-def _request_keys(version: Version, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
-    present = np.logical_and.reduce([column.is_valid().to_numpy() for column in columns])
-    rows = np.flatnonzero(present)
-    kept = [column.take(pa.array(rows)) for column in columns]
-    keys: list[bytes | None] = [None] * len(present)
-    for row, key in zip(rows.tolist(), key_bytes(kept, [key.type for key in version.view.join_keys]), strict=True):
-        keys[row] = online_key(version.uid, key)
-    return keys
+    def delete(self, keys: Sequence[pa.ChunkedArray]) -> None:
+        """Delete rows."""
+        for block in keys_of(self._version).blocks(keys):
+            self._load.delete(block)
+
+    def sweep(self) -> None:
+        """Delete every row that is older than the run, which has written all that should be there."""
+        self._load.sweep()
+
+    def flush(self) -> None:
+        """Wait until all that was sent is acknowledged."""
+        self._load.flush()
+
+    def finish(self) -> None:
+        """Wait until all is acknowledged, and record that the run has loaded all it had to."""
+        self._load.finish()
 
 
-def _decode(version: Version, rows: Sequence[bytes | None], now: int) -> OnlineRows:
-    stored = np.array([row is not None and not is_deleted(row) for row in rows], dtype=bool)
-    kept = [row for row, is_stored in zip(rows, stored, strict=True) if row is not None and is_stored]
-    columns, times = RowCodec(version.view.features).decode(kept)
-    statuses = np.full(len(rows), Status.NOT_FOUND, dtype=np.uint8)
-    statuses[stored] = Status.PRESENT
-    if version.view.ttl is not None:
-        statuses[stored] = np.where(now - times > duration_micros(version.view.ttl), Status.OUTSIDE_MAX_AGE, Status.PRESENT)
-    place = np.cumsum(stored) - 1
-    features = [column.take(pa.array(place, mask=statuses != Status.PRESENT)) for column in columns]
-    timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
-    return OnlineRows(features, timed.take(pa.array(place, mask=~stored)), statuses)
+def _each(client: redis.Redis, command: str, keys: Sequence[bytes], *more: int) -> list[Any]:
+    pipeline = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.execute_command(command, key, *more)  # type: ignore[no-untyped-call]
+    return pipeline.execute()

@@ -1,25 +1,31 @@
-"""Feature vectors: the answer to an online lookup, as columns."""
+"""Feature vectors: what a lookup asks for, compiled once, and the answer to it, as columns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from featurestore.errors import IncompleteError, InputError, known_names
-from featurestore.online.store import OnlineRows, OnlineStore, Status
-from featurestore.registry.selection import Selection
+from featurestore.online.answers import OnlineRows, Status
+from featurestore.online.fetching import Found
+from featurestore.online.keys import KeyCodec
+from featurestore.online.rows import RowCodec
+from featurestore.online.store import features_of, keys_of, rows_of, ttl_of
+from featurestore.registry.selection import Lookup, Selection
 from featurestore.types import ValueType, as_key_column, pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FeatureVectors", "look_up"]
+__all__ = ["FeatureVectors", "LookupPlan", "Request"]
+
+_FEW_ROWS = 256  # where one Arrow call for each column begins to cost less than one Python call for each value
 
 
-@dataclass(frozen=True)
 class FeatureVectors:
     """Feature vectors, a row for each entity asked for, in the order asked.
 
@@ -27,10 +33,35 @@ class FeatureVectors:
     are null. `statuses` and `event_times` say per view what became of each row.
     """
 
-    columns: pa.Table
-    features: tuple[str, ...]
-    statuses: Mapping[str, Sequence[Status]]
-    event_times: Mapping[str, pa.Array]
+    def __init__(self, plan: LookupPlan, request: Request, answers: Sequence[OnlineRows]) -> None:
+        self._plan, self._request = plan, request
+        self._answers = answers
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of the features' columns."""
+        return self._plan.selection.columns
+
+    @cached_property
+    def columns(self) -> pa.Table:
+        """The vectors as an Arrow table."""
+        found: dict[str, Any] = dict(self._request.arrow)
+        found |= {name: self._answers[view].features[feature] for name, view, feature in self._plan.places}
+        return pa.table(found)
+
+    @cached_property
+    def statuses(self) -> Mapping[str, Sequence[Status]]:
+        """The status of each row, by view."""
+        return {lookup.name: rows.status_list for lookup, rows in zip(self._plan.lookups, self._answers, strict=True)}
+
+    @cached_property
+    def event_times(self) -> Mapping[str, pa.Array]:
+        """The event time of each row, by view; null where nothing was found, and in static views."""
+        return {lookup.name: rows.event_times for lookup, rows in zip(self._plan.lookups, self._answers, strict=True)}
+
+    def plain_features(self) -> dict[str, list[Any]]:
+        """Return the features as lists by column; dates are days and timestamps microseconds since 1970."""
+        return {name: self._answers[view].plain[feature] for name, view, feature in self._plan.places}
 
     def to_arrow(self) -> pa.Table:
         """Return the vectors as an Arrow table."""
@@ -42,43 +73,108 @@ class FeatureVectors:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the vectors as lists by column."""
-        return self.columns.to_pydict()
+        keys, is_plain = self._request.given, self._plan.is_plain
+        columns: dict[str, list[Any]] = {}
+        for name in self._plan.keys:
+            columns[name] = list(keys[name]) if name in keys else self._request.arrow[name].to_pylist()
+        for name, view, feature in self._plan.places:
+            rows = self._answers[view]
+            columns[name] = list(rows.plain[feature]) if is_plain[view][feature] else rows.features[feature].to_pylist()
+        return columns
 
 
-def look_up(store: OnlineStore, selection: Selection, entities: Mapping[str, Sequence[Any]], *, now: int) -> FeatureVectors:
-    """Return the feature vectors of some entities, given as one list of values for each key column, all of the same length.
+@dataclass(frozen=True)
+class Request:
+    """Entities that are asked for: `given` as Python values where these are the keys' very types, and the keys of their rows.
 
-    Raises:
-        InputError: a key column is missing, unknown, of another length or holds a value of a wrong type, or a view is not online.
-        IncompleteError: a view has never been loaded online.
-
+    `names` holds the keys of all lookups, one lookup after the other, each with a key for each of `rows` rows, none for a null.
     """
-    for lookup in selection.lookups:
-        if not lookup.version.view.online:
-            raise InputError(f"feature view {lookup.name!r} is not served online (online=False)", name=lookup.name)
-    keys = _key_columns(selection.keys, entities)
-    for lookup in selection.lookups:
-        if lookup.version.loaded is None:
-            raise IncompleteError(f"feature view {lookup.name!r} is not loaded online yet; materialize it")
-    wanted = [(lookup.version, [keys[column] for column in lookup.key_columns]) for lookup in selection.lookups]
-    answers = dict(zip([lookup.name for lookup in selection.lookups], store.read(wanted, now=now), strict=True))
-    columns: dict[str, pa.Array | pa.ChunkedArray] = dict(keys)
-    found = {
-        lookup.column(field.name): column
-        for lookup in selection.lookups
-        for field, column in zip(lookup.version.view.features, answers[lookup.name].features, strict=True)
-    }
-    columns |= {name: found[name] for name in selection.columns}
-    return FeatureVectors(
-        pa.table(columns),
-        selection.columns,
-        {name: _statuses(rows) for name, rows in answers.items()},
-        {name: rows.event_times for name, rows in answers.items()},
-    )
+
+    plan: LookupPlan
+    entities: Mapping[str, Any]
+    given: Mapping[str, Sequence[Any]]
+    names: Sequence[bytes | None]
+    rows: int
+
+    @cached_property
+    def arrow(self) -> dict[str, pa.ChunkedArray]:
+        """The key columns in their declared types."""
+        return _key_columns(self.plan.keys, self.entities)
 
 
-def _statuses(rows: OnlineRows) -> list[Status]:
-    return [Status(status) for status in rows.statuses.tolist()]
+class LookupPlan:
+    """A selection, compiled: what does not depend on the entities is found once."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self.lookups = selection.lookups
+        self.keys = selection.keys
+        self._parts: list[tuple[Lookup, KeyCodec, RowCodec, int | None]] = [
+            (lookup, keys_of(lookup.version), rows_of(lookup.version), ttl_of(lookup.version)) for lookup in self.lookups
+        ]
+        fields = [features_of(lookup.version) for lookup in self.lookups]
+        by_column = {
+            lookup.column(field.name): (view, feature)
+            for view, lookup in enumerate(self.lookups)
+            for feature, field in enumerate(fields[view])
+        }
+        self.places = [(name, *by_column[name]) for name in selection.columns]
+        """Each column, the place of its lookup, and the place of its feature in that."""
+        self.is_plain = [[_is_plain(field.type) for field in each] for each in fields]
+
+    def request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
+        """Return what is asked for some entities, given as one list of values for each key column, all of the same length.
+
+        Raises:
+            InputError: a key column is missing, unknown, of another length or holds a wrong value, or a view is not online.
+            IncompleteError: a view has never been loaded online.
+
+        """
+        for lookup in self.lookups:
+            if not lookup.version.view.online:
+                raise InputError(f"feature view {lookup.name!r} is not served online (online=False)", name=lookup.name)
+        request = self._plain_request(entities) or self._arrow_request(entities)
+        for lookup in self.lookups:
+            if lookup.version.loaded is None:
+                raise IncompleteError(f"feature view {lookup.name!r} is not loaded online yet; materialize it")
+        return request
+
+    def _plain_request(self, entities: Mapping[str, Sequence[Any]]) -> Request | None:
+        """Return the request for lists of few values of the keys' very types; none for others, which Arrow converts or refuses."""
+        if entities.keys() != self.keys.keys() or not all(type(values) in (list, tuple) for values in entities.values()):
+            return None
+        given = {name: list(values) for name, values in entities.items()}
+        lengths = {len(values) for values in given.values()}
+        if len(lengths) != 1 or (rows := lengths.pop()) > _FEW_ROWS:
+            return None
+        names: list[bytes | None] = []
+        for lookup, keys, _, _ in self._parts:
+            found = keys.plain([given[column] for column in lookup.key_columns])
+            if found is None:
+                return None
+            names += found
+        return Request(self, given, given, names, rows)
+
+    def _arrow_request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
+        columns = _key_columns(self.keys, entities)
+        names: list[bytes | None] = []
+        for lookup, keys, _, _ in self._parts:
+            names += keys.names([columns[column] for column in lookup.key_columns])
+        return Request(self, columns, {}, names, len(next(iter(columns.values()))))
+
+    def answer(self, request: Request, found: Found, *, now: int) -> FeatureVectors:
+        """Return the vectors that what was found under the request's names makes as of `now`."""
+        rows = request.rows
+        answers = [
+            OnlineRows(codec, ttl, found[place * rows : (place + 1) * rows], now)
+            for place, (_, _, codec, ttl) in enumerate(self._parts)
+        ]
+        return FeatureVectors(self, request, answers)
+
+
+def _is_plain(type_: ValueType) -> bool:
+    """Whether a value has the same Python form in Arrow and in plain lists."""
+    return (type_.item or type_).name not in ("Date", "Timestamp")
 
 
 def _key_columns(wanted: Mapping[str, ValueType], given: Mapping[str, Sequence[Any]]) -> dict[str, pa.ChunkedArray]:

@@ -1,0 +1,321 @@
+"""Real servers of every topology, each in a folder of its own: they end with the block that started them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from featurestore.online import embedded
+
+HOST = "127.0.0.1"
+Client = Any
+"""redis-py's client of a server or of a cluster: it looks at what is in place, independent of our own connections."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; the cluster's bus port above it is free, too."""
+    while True:
+        with socket.socket() as one, socket.socket() as bus:
+            one.bind((HOST, 0))
+            port = int(one.getsockname()[1])
+            with suppress(OSError, OverflowError):
+                bus.bind((HOST, port + 10000))
+                return port
+
+
+@dataclass
+class Process:
+    """A server process that listens on a port."""
+
+    port: int
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(500):
+            try:
+                socket.create_connection((HOST, self.port), 1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        raise TimeoutError(self.command)
+
+    def kill(self) -> None:
+        """End it as kill -9 does."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(10)
+
+    def stop(self) -> None:
+        """End it."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+def program(name: str = "valkey-server") -> str:
+    """Return the path of a server program: the embedded one, or one of the PATH."""
+    return str(embedded._binary()) if name == "valkey-server" else str(shutil.which(name))
+
+
+@contextmanager
+def server(folder: Path, *options: str, of: str = "valkey-server", port: int | None = None) -> Iterator[Process]:
+    """Start one server on a port."""
+    port = port or free_port()
+    home = folder / str(port)
+    home.mkdir(parents=True, exist_ok=True)
+    given = ["--port", str(port), "--bind", HOST, "--dir", str(home), "--save", "", *options]
+    made = Process(port, [program(of), *given])
+    made.start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+# TLS
+
+
+def make_certificates(folder: Path) -> None:
+    """Make a CA, a certificate for 127.0.0.1, and one for a client."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)  # noqa: S607
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=CA", "-keyout", "ca.key", "-out", "ca.crt")
+    for name in ("server", "client"):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")
+        (folder / "san").write_text("subjectAltName=IP:127.0.0.1")
+        signing = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "san"]
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signing)
+
+
+@contextmanager
+def tls_server(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Start a server that speaks only TLS and wants client certificates; gives its port and the folder of certificates."""
+    certificates = folder / "certificates"
+    make_certificates(certificates)
+    port, home = free_port(), folder / "tls"
+    home.mkdir()
+    files = [f"--tls-{kind}-file {certificates / name}" for kind, name in (("cert", "server.crt"), ("key", "server.key"))]
+    files.append(f"--tls-ca-cert-file {certificates / 'ca.crt'}")
+    options = f"--port 0 --tls-port {port} --bind {HOST} --dir {home} {' '.join(files)} --tls-auth-clients yes".split()
+    made = Process(port, [program("redis-server"), *options, "--save", ""])
+    made.start()
+    try:
+        yield port, certificates
+    finally:
+        made.stop()
+
+
+def tls_options(certificates: Path) -> str:
+    """Return the options of a URL that make its client trust the CA and show its own certificate."""
+    files = (("ssl_ca_certs", "ca.crt"), ("ssl_certfile", "client.crt"), ("ssl_keyfile", "client.key"))
+    return "?" + "&".join(f"{option}={certificates / name}" for option, name in files)
+
+
+# Sentinel
+
+
+@dataclass
+class Watched:
+    """A primary, its replica, and the Sentinels that watch them."""
+
+    servers: list[Process]
+    sentinels: list[Process]
+
+    @property
+    def url(self) -> str:
+        """The URL of the online store."""
+        return f"redis+sentinel://{','.join(f'{HOST}:{each.port}' for each in self.sentinels)}/features"
+
+    def primary(self) -> Process:
+        """Return the server that the Sentinels name."""
+        sentinel = redis.Redis(HOST, self.sentinels[0].port)
+        with sentinel:
+            reply: Any = sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "features")  # type: ignore[no-untyped-call]
+        return next(each for each in self.servers if each.port == int(reply[1]))
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[Watched]:
+    """Start a primary, a replica and three Sentinels that let it take over after a second."""
+    with ExitStack() as stack:
+        primary = stack.enter_context(server(folder))
+        replica = stack.enter_context(server(folder, "--replicaof", f"{HOST} {primary.port}", "--repl-diskless-sync-delay", "0"))
+        sentinels = []
+        for _ in range(3):
+            port = free_port()
+            settings = folder / f"sentinel{port}.conf"
+            settings.write_text(
+                f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor features {HOST} {primary.port} 2\n"
+                "sentinel down-after-milliseconds features 1000\nsentinel failover-timeout features 3000\n"
+            )
+            made = Process(port, [program(), str(settings), "--sentinel"])
+            made.start()
+            stack.callback(made.stop)
+            sentinels.append(made)
+        _wait(lambda: _has_replica(primary.port))
+        _wait(lambda: all(_knows_all(each.port) for each in sentinels))
+        yield Watched([primary, replica], sentinels)
+
+
+def _has_replica(port: int) -> bool:
+    with redis.Redis(HOST, port) as client:
+        found: Any = client.info("replication")
+        return bool(found.get("connected_slaves")) and "online" in str(found.get("slave0"))
+
+
+def _knows_all(port: int) -> bool:
+    with redis.Redis(HOST, port) as client:
+        found: Any = client.sentinel_masters()
+        state = found["features"]
+        return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
+
+
+# Cluster
+
+
+@dataclass
+class Cluster:
+    """Nodes of one cluster: primaries first, then a replica of each."""
+
+    nodes: list[Process] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        """The URL of the online store."""
+        return f"redis+cluster://{','.join(f'{HOST}:{each.port}' for each in self.nodes[:2])}"
+
+    def client(self, node: Process) -> Client:
+        """Return a client of one node."""
+        return redis.Redis(HOST, node.port)
+
+    def primaries(self) -> list[Process]:
+        """Return the nodes that own slots."""
+        return [each for each in self.nodes if each.process and each.process.poll() is None and self._role(each) == "master"]
+
+    def _role(self, node: Process) -> str:
+        with self.client(node) as client:
+            return str(client.info("replication")["role"])
+
+
+@contextmanager
+def cluster(folder: Path, primaries: int = 3, replicas: int = 1, timeout_ms: int = 2000) -> Iterator[Cluster]:
+    """Start a cluster, formed through redis-py."""
+    options = f"--cluster-enabled yes --cluster-node-timeout {timeout_ms} --repl-diskless-sync-delay 0 --appendonly no".split()
+    with ExitStack() as stack:
+        made = Cluster([stack.enter_context(server(folder, *options)) for _ in range(primaries * (1 + replicas))])
+        _form(made, primaries)
+        yield made
+
+
+def _form(made: Cluster, primaries: int) -> None:
+    clients = [made.client(each) for each in made.nodes]
+    for client in clients[1:]:
+        client.cluster("MEET", HOST, made.nodes[0].port)
+    for number, client in enumerate(clients[:primaries]):
+        first, last = number * 16384 // primaries, (number + 1) * 16384 // primaries - 1
+        client.execute_command("CLUSTER ADDSLOTSRANGE", first, last)
+    _wait(lambda: all(len(client.cluster("NODES")) == len(clients) for client in clients))
+    ids = [_text(client.cluster("MYID")) for client in clients]
+    for number, client in enumerate(clients[primaries:]):
+        client.cluster("REPLICATE", ids[number % primaries])
+    _wait(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
+    if len(clients) > primaries:
+        _wait(lambda: all(_has_replica(each.port) for each in made.nodes[:primaries]))
+    for client in clients:
+        client.close()
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _wait(is_so: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(redis.RedisError, KeyError):
+            if is_so():
+                return
+        time.sleep(0.05)
+    raise TimeoutError(is_so)
+
+
+class _WholeCluster(redis.RedisCluster):
+    """redis-py's client of a cluster, which looks at all primaries where a plain one looks at its server."""
+
+    def keys(self, pattern: Any = "*", **options: Any) -> Any:
+        return super().keys(pattern, target_nodes=redis.RedisCluster.PRIMARIES, **options)
+
+    def dbsize(self, **options: Any) -> Any:
+        return super().dbsize(target_nodes=redis.RedisCluster.PRIMARIES, **options)
+
+
+@dataclass
+class Topologies:
+    """One online store of each kind, started when it is first asked for."""
+
+    folder: Path
+    stack: ExitStack = field(default_factory=ExitStack)
+    started: dict[str, tuple[str, Client]] = field(default_factory=dict)
+
+    def url(self, kind: str) -> str:
+        """Return the URL of the online store of a kind."""
+        if kind not in self.started:
+            self.started[kind] = getattr(self, f"_{kind.replace('-', '_')}")()
+            self.stack.callback(self.started[kind][1].close)
+        return self.started[kind][0]
+
+    def raw(self, kind: str) -> Client:
+        """Return redis-py's own client of it."""
+        self.url(kind)
+        return self.started[kind][1]
+
+    def _redis_server(self) -> tuple[str, Client]:
+        made = self.stack.enter_context(server(self.folder, of="redis-server"))
+        return f"redis://{HOST}:{made.port}/0", redis.Redis(HOST, made.port)
+
+    def _unix(self) -> tuple[str, Client]:
+        path = f"/tmp/fs-{free_port()}.sock"  # noqa: S108 (a socket's path must be short)
+        self.stack.enter_context(server(self.folder, "--unixsocket", path))
+        return f"unix://{path}?db=1", redis.Redis(unix_socket_path=path, db=1)
+
+    def _acl(self) -> tuple[str, Client]:
+        """Start a server whose user may do what docs/online.md says, and no more."""
+        made = self.stack.enter_context(server(self.folder, "--requirepass", "root"))
+        client: Any = redis.Redis(HOST, made.port, password="root")
+        client.execute_command("ACL", "SETUSER", "features", "on", ">hunter2", "~*", *ACL)
+        return f"redis://features:hunter2@{HOST}:{made.port}", client
+
+    def _tls(self) -> tuple[str, Client]:
+        port, files = self.stack.enter_context(tls_server(self.folder))
+        url = f"rediss://{HOST}:{port}{tls_options(files)}"
+        return url, redis.Redis.from_url(url)
+
+    def _sentinel(self) -> tuple[str, Client]:
+        made = self.stack.enter_context(watched(self.folder))
+        return made.url, redis.Redis(HOST, made.primary().port)
+
+    def _cluster(self) -> tuple[str, Client]:
+        made = self.stack.enter_context(cluster(self.folder, replicas=0))
+        return made.url, _WholeCluster(HOST, made.nodes[0].port)
+
+
+_COMMANDS = """get mget getrange set mset del unlink scan dbsize strlen memory|usage evalsha script|load info ping select
+    client|setname client|list client|kill client|setinfo"""
+ACL = [f"+{name}" for name in _COMMANDS.split()]
+"""What the online store needs to be allowed; docs/online.md says the same."""
