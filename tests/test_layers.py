@@ -23,6 +23,7 @@ LAYERS = (  # lowest first
     "featurestore.on_demand",
     "featurestore.repo",
     "featurestore.materialize",
+    "featurestore.erasure",
     "featurestore.retirement",
     "featurestore.parity",
     "featurestore.doctor",
