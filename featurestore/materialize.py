@@ -19,6 +19,7 @@ import pyarrow as pa
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
 from featurestore.errors import ConflictError, GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
 from featurestore.offline.asked import Asked
+from featurestore.offline.erased import without_erased
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
@@ -136,7 +137,7 @@ class _Run:
 
     def execute(self, start: int | None, end: int | None) -> Report:
         interval = _STATIC if self.view.is_static else self._interval(start, end)
-        rows = view_rows(self.view, self.settings.root)
+        rows = without_erased(view_rows(self.view, self.settings.root), self.registry.tombstones())
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
         if self.registry.was_killed(self.version):
@@ -144,6 +145,9 @@ class _Run:
         beginning = None if interval[0] < BEGINNING else interval[0]
         run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
         self.run = run
+        # Read after the run has its number: an erasure deletes online by a greater one, or stands here.
+        self.tombstones = self.registry.tombstones()
+        rows = without_erased(view_rows(self.view, self.settings.root), self.tombstones)
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
@@ -235,7 +239,7 @@ class _Run:
         return report
 
     def _replace(self, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
-        rows = view_rows(self.view, self.settings.root, chunk)
+        rows = without_erased(view_rows(self.view, self.settings.root, chunk), self.tombstones)
         snapshot, count = self.table.replace(*chunk, rows, run=report.run)
         self.progress(Step(self.view.name, "offline", report.rows + count, max(total, report.rows + count)))
         return snapshot, count

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from featurestore.clock import Clock, instant_text, parse_instant
 from featurestore.definitions import FeatureService
+from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
 from featurestore.materialize import Materialization, Progress, Report, offline_table
 from featurestore.offline.session import configure
@@ -231,6 +232,28 @@ class FeatureStore:
             if view not in known:
                 raise NotFoundError("feature view", view, known)
         return [version for version in living if views is None or version.view.name in views]
+
+    def delete_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> Manifest:
+        """Erase entities, given by one list of values for each join key: `{"tail_number": ["N14228"]}` (T14).
+
+        Their rows disappear online at once and from every retained version of every table whose keys contain them, and no later run
+        brings them back. The sources are yours to erase. Returns hashes and counts, never keys.
+
+        Raises:
+            NotFoundError: no such entity is applied.
+            InputError: a key column is missing, unknown, of another length, of a wrong type or holds a null.
+            RunInProgressError: a view is being materialized, so its tables are not done; do it again when that has ended.
+
+        """
+        return self._erasure.erase(entity, keys, now=self.clock())
+
+    def restore_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> int:
+        """Lift the tombstones of entities; runs read their rows again from then on. Returns how many there were."""
+        return self._erasure.lift(entity, keys, now=self.clock())
+
+    @property
+    def _erasure(self) -> Erasure:
+        return Erasure(self.settings, self.registry, self.online)
 
     def prune(self, *, now: bool = False) -> list[Removal]:
         """Remove what replaced and dropped versions left that no rollback can reach; the last hour's are kept unless `now` is set.

@@ -96,6 +96,8 @@ def change(folder: str | Path, now: int, steps: list[str]) -> None:
                 store.materialize()
             elif step == "again":
                 store.materialize(["airport_weather"], start=at(now - 9 * HOUR))
+            elif step.startswith("erase"):
+                store.delete_entities("airport", {"origin": [step.removeprefix("erase ")]})
             elif step.startswith("rollback"):
                 serving = [each for each in store.applied().versions_of("airport_weather") if each.state == "serving"]
                 if serving[0].number != int(step.removeprefix("rollback ")):

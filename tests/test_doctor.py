@@ -26,6 +26,7 @@ def found(repo: Repo, *checks: str) -> list[Finding]:
 def running(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch) -> Repo:
     """The weather's repo at a fixed noon, applied and materialized."""
     monkeypatch.setenv("FEATURESTORE_NOW", at(NOON).isoformat())
+    monkeypatch.setenv("FEATURESTORE_REGISTRY__URL", "sqlite:///.featurestore/registry.db")
     store = weather_repo.open()
     store.apply()
     store.materialize()
@@ -54,8 +55,9 @@ def test_a_repo_that_is_well_has_nothing_to_do(running: Repo) -> None:
     ]
 
 
-def test_it_makes_and_starts_nothing(weather_repo: Repo) -> None:
+def test_it_makes_and_starts_nothing(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything was applied there is no registry, and after the examination neither; no server runs."""
+    monkeypatch.setenv("FEATURESTORE_REGISTRY__URL", "sqlite:///.featurestore/registry.db")
     assert [each.message for each in found(weather_repo, "registry")] == [
         "there is none yet at sqlite:///.featurestore/registry.db"
     ]

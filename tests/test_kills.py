@@ -143,6 +143,8 @@ def _kill_through_a_life(killer: Killer, killed: Weather, clean: Weather, *, kil
                 kept = [each.number for each in store.applied().versions_of("airport_weather") if each.is_rollback]
             # The definitions are ahead of a version that is rolled back to, and the next apply would return to them.
             steps = ["materialize", *(f"rollback {each}" for each in kept)] if hours is None else steps
+        if draw.random() < 0.3:
+            steps = [*steps, f"erase A{draw.randrange(150)}"]
         began = time.monotonic()
         change(clean.folder, clean.now, steps)
         took = time.monotonic() - began

@@ -26,6 +26,7 @@ LAYERS = (  # lowest first
     "featurestore.repo",
     "featurestore.sizing",
     "featurestore.materialize",
+    "featurestore.erasure",
     "featurestore.retirement",
     "featurestore.parity",
     "featurestore.doctor",

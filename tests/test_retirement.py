@@ -14,7 +14,6 @@ import pytest
 from featurestore import FeatureStore
 from featurestore.errors import RollbackError, RunsFailedError
 from featurestore.materialize import offline_table
-from featurestore.registry.lease import lease
 from featurestore.registry.state import Version
 from featurestore.retirement import KEPT_MICROS
 from tests.conftest import HOUR, NOON, TIME, WEATHER, Repo, at
@@ -167,7 +166,7 @@ def test_a_version_under_a_run_is_left_for_the_next_time(weather_repo: Repo) -> 
         store.apply()
         store.materialize()
     first = store.applied().versions[0]
-    with lease(weather_repo.folder / ".featurestore" / "leases", first.uid, "view 'airport_weather'"):
+    with store.registry.lease(first):
         assert store.prune(now=True) == []
     assert [each.version for each in store.prune(now=True)] == [1]
 

@@ -12,7 +12,6 @@ import pytest
 from featurestore.errors import ConflictError, IncompleteError, OnlineStoreError, RunInProgressError, SpineError
 from featurestore.offline.point_in_time import values_at
 from featurestore.online import embedded
-from featurestore.registry.lease import lease
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 from tests.contents import temperatures
 
@@ -65,9 +64,12 @@ def _failing(*_: Any, **__: Any) -> int:
     raise OnlineStoreError("gone")
 
 
-def test_a_registry_restored_from_a_copy_numbers_its_runs_above_those_online(weather_repo: Repo) -> None:
+def test_a_registry_restored_from_a_copy_numbers_its_runs_above_those_online(
+    weather_repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T8: a row is replaced if its order is not lower, so a run's number has to exceed every run that wrote rows."""
     registry = weather_repo.folder / ".featurestore" / "registry.db"
+    monkeypatch.setenv("FEATURESTORE_REGISTRY__URL", "sqlite:///.featurestore/registry.db")  # a file, which is copied
     copy = weather_repo.folder / "copy.db"
     store = weather_repo.open()
     store.apply()
@@ -178,7 +180,7 @@ def test_teardown_waits_for_no_run_and_removes_nothing_under_one(weather_repo: R
     store.materialize()
     [version] = store.applied().versions
     with (
-        lease(weather_repo.folder / ".featurestore" / "leases", version.uid, "view 'airport_weather'"),
+        store.registry.lease(version),
         pytest.raises(RunInProgressError),
     ):
         store.teardown()

@@ -23,7 +23,7 @@ from featurestore.definitions import FeatureView
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.asked import Asked, bounds
 from featurestore.offline.keys import encoded
-from featurestore.offline.tables import DataFile, table_schema
+from featurestore.offline.tables import DataFile, Footer, table_schema
 from featurestore.types import Bytes, String
 
 __all__ = ["LEAST", "Bucket", "buckets", "int64"]
@@ -43,36 +43,46 @@ class Part:
     """Some row groups of a file, by number."""
 
     file: DataFile
+    footer: Footer
     groups: Integers
+
+    def only(self, is_kept: npt.NDArray[np.bool_]) -> Part:
+        """Return some of them."""
+        return Part(self.file, self.footer, self.groups[is_kept])
 
     @property
     def rows(self) -> Integers:
         """How many rows each of them has."""
-        return self.file.footer().rows[self.groups]
+        return self.footer.rows[self.groups]
+
+    @property
+    def least(self) -> Integers:
+        """The least key hash of each of them."""
+        return self.footer.least[self.groups]
+
+    @property
+    def greatest(self) -> Integers:
+        """The greatest key hash of each of them."""
+        return self.footer.greatest[self.groups]
 
 
 def buckets(view: FeatureView, files: Sequence[DataFile], asked: Asked) -> Iterator[tuple[Bucket, Asked]]:
     """Cut what is asked for, and the row groups of files that it can touch, into buckets; unread so far, in the order of hashes."""
-    parts = [part for file in files if len((part := Part(file, _touched(file, asked.hashes))).groups)]
+    parts = [part for file in files if len((part := _touched(file, asked.hashes)).groups)]
     cuts = _cuts(parts)
     firsts = np.searchsorted(asked.hashes, cuts)
     lasts = np.append(firsts[1:], len(asked.hashes))
     for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
         if first < last:
             own = asked.between(first, last)
-            held = ((part.file, part.groups[_overlapping(part, own.hashes)]) for part in parts)
-            yield Bucket(view, [Part(file, groups) for file, groups in held if len(groups)]), own
+            low, high = own.hashes[0], own.hashes[-1]
+            held = (part.only((part.least <= high) & (part.greatest >= low)) for part in parts)
+            yield Bucket(view, [part for part in held if len(part.groups)]), own
 
 
-def _touched(file: DataFile, hashes: Integers) -> Integers:
-    footer = file.footer()
-    is_touched = np.searchsorted(hashes, footer.least, "left") < np.searchsorted(hashes, footer.greatest, "right")
-    return np.flatnonzero(is_touched)
-
-
-def _overlapping(part: Part, hashes: Integers) -> npt.NDArray[np.bool_]:
-    footer = part.file.footer()
-    return (footer.least[part.groups] <= hashes[-1]) & (footer.greatest[part.groups] >= hashes[0])
+def _touched(file: DataFile, hashes: Integers) -> Part:
+    whole = Part(file, footer := file.footer(), np.arange(len(footer.rows)))
+    return whole.only(np.searchsorted(hashes, whole.least, "left") < np.searchsorted(hashes, whole.greatest, "right"))
 
 
 def _cuts(parts: Sequence[Part]) -> Integers:
@@ -80,7 +90,7 @@ def _cuts(parts: Sequence[Part]) -> Integers:
     target = min(_MOST_ROWS, max(_ROWS, _ROWS_OF_A_FILE * len(parts)))
     if not parts:
         return np.array([LEAST])
-    least = np.concatenate([part.file.footer().least[part.groups] for part in parts])
+    least = np.concatenate([part.least for part in parts])
     order = np.argsort(least, kind="stable")
     number = np.cumsum(np.concatenate([part.rows for part in parts])[order]) // target
     begins = np.flatnonzero(np.diff(number)) + 1
@@ -179,18 +189,23 @@ class Bucket:
             mine = used[(used >= first) & (used < first + len(part.groups))] - first
             first += len(part.groups)
             if len(mine):
-                tables.append(_read_groups(part.file, part.groups[mine].tolist(), wanted, texts))
+                tables.append(_read_groups(part, part.groups[mine].tolist(), wanted, texts))
         if not tables:
             return table_schema(self._view).empty_table().select(wanted)
         return pa.concat_tables(tables, promote_options="permissive")
 
 
-def _read_groups(file: DataFile, groups: list[int], columns: list[str], dictionaries: list[str]) -> pa.Table:
+def _read_groups(part: Part, groups: list[int], columns: list[str], dictionaries: list[str]) -> pa.Table:
+    path = part.file.path
     try:
-        with pq.ParquetFile(file.path, metadata=file.footer().metadata, read_dictionary=dictionaries) as opened:
-            return opened.read_row_groups(groups, columns=columns, use_threads=False)
+        with pq.ParquetFile(path, metadata=part.footer.metadata, read_dictionary=dictionaries) as opened:
+            table = opened.read_row_groups(groups, columns=columns, use_threads=False)
+        is_changed = part.file.stamp() != part.footer.stamp
     except (OSError, pa.ArrowException) as reason:
-        raise OfflineStoreError(f"cannot read {file.path}: {reason}") from reason
+        raise OfflineStoreError(f"cannot read {path}: {reason}") from reason
+    if is_changed:
+        raise OfflineStoreError(f"{path} was written anew while it was read, as by an erasure; read again")
+    return table
 
 
 def int64(column: pa.ChunkedArray) -> Integers:

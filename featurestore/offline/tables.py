@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -50,7 +51,7 @@ from featurestore.offline.sources import ViewRows
 
 __all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema"]
 
-_ROW_GROUP_ROWS = 16_384
+_OPTIONS = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384"
 _FOOTERS = 512
 _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
@@ -76,8 +77,12 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Footer:
-    """What a file says of its row groups: how many rows each has, and its least and greatest key hash."""
+    """What a file says of its row groups: how many rows each has, and its least and greatest key hash.
 
+    `stamp` tells it from that of another file of the same name: an erasure writes files anew.
+    """
+
+    stamp: tuple[int, ...]
     metadata: pq.FileMetaData
     rows: Integers
     least: Integers
@@ -96,19 +101,23 @@ class DataFile:
     def footer(self) -> Footer:
         """Return the file's footer; OfflineStoreError if it cannot be read."""
         try:
-            return _footer(self.path)
+            return _footer(self.path, self.stamp())
         except (OSError, pa.ArrowException) as reason:
             raise OfflineStoreError(f"cannot read {self.path}: {reason}") from reason
 
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when the file is written anew."""
+        status = self.path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
 
 @lru_cache(_FOOTERS)
-def _footer(path: Path) -> Footer:
-    """Read a footer once: the name of a file is never given to other content."""
+def _footer(path: Path, stamp: tuple[int, ...]) -> Footer:
     metadata = pq.read_metadata(path)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     hashes = [group.column(_column(metadata, "__key_hash")).statistics for group in groups]
     columns = ([group.num_rows for group in groups], [each.min for each in hashes], [each.max for each in hashes])
-    return Footer(metadata, *(np.array(column, dtype=np.int64) for column in columns))
+    return Footer(stamp, metadata, *(np.array(column, dtype=np.int64) for column in columns))
 
 
 def _column(metadata: pq.FileMetaData, name: str) -> int:
@@ -227,6 +236,65 @@ class OfflineTable:
             raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
         return len(unnamed)
 
+    def data_files(self) -> list[Path]:
+        """Return every data file that is there, those of older versions included."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def erase(self, keep: str, *, run: int) -> tuple[Snapshot, int, int]:
+        """Remove the rows for which a SQL condition is false from every version that is retained.
+
+        The newest version gets a successor. Files of older ones are written anew under their names, and the log is told their new
+        sizes. Returns the new snapshot, how many rows the newest version lost, and how many files were written.
+
+        Raises:
+            OfflineStoreError: a file cannot be read or written; what is done is done, and the rest is done by the next call.
+
+        """
+        try:
+            with session(OfflineStoreError, self._trouble) as connection:
+                table = self._open_or_create()
+                current = self._snapshot(table).files
+                touched = [(file, count) for file in current if (count := _count(connection, file.path, f"NOT ({keep})"))]
+                query = "SELECT * FROM {} WHERE " + keep
+                added = [new for file, _ in touched for new in self._copy(connection, query.format(parquet([file.path])))]
+                if touched:
+                    self._commit(table, [file for file, _ in touched], added, run)
+                snapshot = self.snapshot()
+                older = set(self.data_files()) - {file.path for file in snapshot.files}
+                rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
+                for path in rewritten:
+                    new = path.with_name(f"{path.name}.writing")
+                    connection.execute(f"COPY ({query.format(parquet([path]))}) TO {literal(str(new))} ({_OPTIONS})")
+                    new.replace(path)
+            self._correct_log()
+        except (DeltaError, OSError, pa.ArrowException) as reason:
+            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+        return snapshot, sum(count for _, count in touched), len(added) + len(rewritten)
+
+    def _correct_log(self) -> None:
+        """Let the log have the sizes of files that were written anew; checkpoints, which repeat it, are left out from then on."""
+        log = self.folder / "_delta_log"
+        for file in sorted(log.glob("*.json")):
+            actions = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+            corrected = [self._correct(action) for action in actions]
+            if any(corrected):
+                new = file.with_name(f"{file.name}.writing")
+                new.write_bytes(b"\n".join(map(orjson.dumps, actions)) + b"\n")
+                for checkpoint in (log / "_last_checkpoint", *log.glob("*.checkpoint*")):
+                    checkpoint.unlink(missing_ok=True)
+                new.replace(file)
+
+    def _correct(self, action: dict[str, Any]) -> bool:
+        entry = action.get("add") or action.get("remove")
+        path = self.folder / entry["path"] if entry else None
+        if entry is None or path is None or not path.exists() or entry.get("size") in (None, path.stat().st_size):
+            return False
+        entry["size"] = path.stat().st_size
+        if entry.get("stats"):
+            stats = orjson.loads(entry["stats"]) | {"numRecords": pq.read_metadata(path).num_rows}
+            entry["stats"] = orjson.dumps(stats).decode()
+        return True
+
     @property
     def _trouble(self) -> str:
         return f"cannot write the table of view {self.view.name!r} at {self.folder}"
@@ -285,8 +353,7 @@ class OfflineTable:
 
     def _copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
-        options = f"FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS}"
-        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({options})")
+        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({_OPTIONS})")
         metadata = pq.read_metadata(unnamed)
         if not metadata.num_rows:
             unnamed.unlink()
@@ -313,6 +380,10 @@ class OfflineTable:
                 max_commit_retries=0, app_transactions=[Transaction("featurestore", run)], custom_metadata={"run": str(run)}
             ),
         )
+
+
+def _count(connection: duckdb.DuckDBPyConnection, path: Path, condition: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {parquet([path])} WHERE {condition}").fetchall()[0][0])
 
 
 def _add(file: DataFile, now: int) -> AddAction:

@@ -264,6 +264,11 @@ class OnlineStore:
                     time.sleep(_PAUSE_SECONDS)
         return dropped
 
+    def compact(self) -> None:
+        """Let the server write its append-only file anew, so that it holds no row that is not there any more."""
+        with translated(self._settings):
+            self._client.bgrewriteaof()
+
     def count(self, version: Version) -> int:
         """Count the rows that a version has, deleted ones left out."""
         present = 0

@@ -11,7 +11,19 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
 
-__all__ = ["SCHEMA_VERSION", "alembic", "changes", "meta", "metadata", "objects", "runs", "takeovers", "versions"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "alembic",
+    "changes",
+    "erasures",
+    "meta",
+    "metadata",
+    "objects",
+    "runs",
+    "takeovers",
+    "tombstones",
+    "versions",
+]
 
 SCHEMA_VERSION = 2
 metadata = MetaData()
@@ -23,6 +35,7 @@ meta = Table(
     Column("schema_version", Integer, nullable=False),
     Column("project", Text, nullable=False),
     Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
+    Column("erasure_secret", Text),  # goes into the hashes of erased keys; made with the first
 )
 
 # Alembic's own record, under a name of ours, since an application that shares the database may have its.
@@ -84,6 +97,26 @@ takeovers = Table(
     Column("after", Text),
     Column("version_before", Integer),
     Column("version_after", Integer),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("columns", Text, nullable=False),  # JSON: the names of the key columns
+    Column("digest", Text, nullable=False),  # see `offline/erased.py`
+    Column("erased_at", BigInteger, nullable=False),
+    Column("lifted_at", BigInteger),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("entity", Text, nullable=False),
+    Column("erased_at", BigInteger, nullable=False),
+    Column("erased_by", Text, nullable=False),
+    Column("manifest", Text, nullable=False),  # JSON: hashes and counts, never keys
 )
 
 runs = Table(

@@ -11,7 +11,7 @@ from featurestore.definitions import FeatureView
 
 FOREVER = 2**63 - 1
 
-__all__ = ["Applied", "Coverage", "Loaded", "Rollback", "Run", "Version"]
+__all__ = ["Applied", "Coverage", "Loaded", "Rollback", "Run", "Tombstones", "Version"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,14 @@ class Run:
     finished_at: int | None
     report: Mapping[str, Any]
     error: str | None
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """The hashes of erased keys, by the names of the key columns that they are of, and the secret that went into them (T14)."""
+
+    secret: str
+    digests: Mapping[tuple[str, ...], frozenset[str]]
 
 
 @dataclass(frozen=True)

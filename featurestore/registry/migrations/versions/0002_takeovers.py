@@ -1,4 +1,4 @@
-"""Takeovers are recorded, so that they can be taken back; versions say when they were replaced or dropped.
+"""Takeovers are recorded, so that they can be taken back; versions say when they were replaced or dropped; erasures have tables.
 
 Of takeovers before this step nothing is known, so there is no way back from them.
 """
@@ -25,5 +25,22 @@ def upgrade() -> None:
         sa.Column("after", sa.Text),
         sa.Column("version_before", sa.Integer),
         sa.Column("version_after", sa.Integer),
+    )
+    op.add_column("meta", sa.Column("erasure_secret", sa.Text))
+    op.create_table(
+        "tombstones",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("columns", sa.Text, nullable=False),
+        sa.Column("digest", sa.Text, nullable=False),
+        sa.Column("erased_at", sa.BigInteger, nullable=False),
+        sa.Column("lifted_at", sa.BigInteger),
+    )
+    op.create_table(
+        "erasures",
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("entity", sa.Text, nullable=False),
+        sa.Column("erased_at", sa.BigInteger, nullable=False),
+        sa.Column("erased_by", sa.Text, nullable=False),
+        sa.Column("manifest", sa.Text, nullable=False),
     )
     op.execute("UPDATE meta SET schema_version = 2")
