@@ -164,7 +164,7 @@ class Erasure:
         try:
             snapshot, rows, files = table.erase(is_kept(version.view, tombstones) or _ALL, run=run)
             self.registry.cover(version, version.coverage, snapshot.version, run)
-            loaded = self._loaded(version, run, snapshot.version)
+            loaded = self._loaded(version, run, snapshot.version, now)
         except BaseException as reason:
             error = str(reason) or type(reason).__name__
             self.registry.finish_run(version, run, now=now, report={"erased": 0}, error=error)
@@ -172,14 +172,15 @@ class Erasure:
         self.registry.finish_run(version, run, now=now, report={"erased": rows}, loaded=loaded)
         return rows, files
 
-    def _loaded(self, version: Version, run: int, table_version: int) -> Loaded | None:
+    def _loaded(self, version: Version, run: int, table_version: int, now: int) -> Loaded | None:
         """Take the online load along to the new table version, if it was complete and the server still has it."""
         loaded = version.loaded
         if loaded is None or loaded.table_version != version.table_version or not version.view.online:
             return None
         if self.online.loaded_run(version) != loaded.run:
             return None
-        self.online.mark_loaded(version, run=run)
+        with self.online.load(version, run=run, now=now) as load:
+            load.finish()
         return Loaded(run, table_version)
 
     def _compact(self) -> bool:

@@ -265,9 +265,10 @@ class OnlineStore:
         return dropped
 
     def compact(self) -> None:
-        """Let the server write its append-only file anew, so that it holds no row that is not there any more."""
-        with translated(self._settings):
-            self._client.bgrewriteaof()
+        """Let the servers write their append-only files anew, so that these hold no row that is not there any more."""
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                self.topology.client(endpoint).bgrewriteaof()
 
     def count(self, version: Version) -> int:
         """Count the rows that a version has, deleted ones left out."""
