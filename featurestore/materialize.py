@@ -8,23 +8,23 @@ load: the same function that training evaluates at past times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
-from featurestore.errors import ConflictError, GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
+from featurestore.errors import ConflictError, GapError, InputError, OnlineStoreError, SourceError
 from featurestore.offline.asked import Asked
 from featurestore.offline.erased import without_erased
 from featurestore.offline.point_in_time import values_at
-from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
 from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
+from featurestore.offline.touched import LastLoad, touched_keys
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded, Version
@@ -262,42 +262,27 @@ class _Run:
         if not self.view.online or watermark is None:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
+        last = None
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
-        is_full = full or loaded is None or self.online.loaded_run(self.version) != loaded.run
-        files = {file.path: file for file in snapshot.files}
-        if not is_full and loaded is not None:
-            before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}
-            files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
-        total = sum(file.rows for file in files.values())
+        if not full and loaded is not None and self.online.loaded_run(self.version) == loaded.run:
+            last = LastLoad(self.table.snapshot(loaded.table_version), self.registry.run_end(loaded.run))
         batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
         with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
             done = 0
-            for keys in self._distinct_keys(sorted(files), batch):
+            for keys in touched_keys(self.view, snapshot, watermark, last, batch):
                 asked = Asked.of(keys, np.full(len(keys[0]), watermark))
-                values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False)
+                values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False, threads=self.settings.threads)
                 present, absent = pa.array(values.present), pa.array(~values.present)
                 kept = [key.filter(present) for key in keys]
                 load.write(kept, values.features.filter(present), values.event_times.filter(present))
                 load.delete([key.filter(absent) for key in keys])
                 done += len(keys[0])
-                self.progress(Step(self.view.name, "online", done, max(total, done)))
-            if is_full:
+                self.progress(Step(self.view.name, "online", done, done))
+            if last is None:
                 load.sweep()
             load.finish()
-        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=is_full)
+        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=last is None)
         return report, Loaded(report.run, snapshot.version)
-
-    def _distinct_keys(self, files: list[Path], batch: int) -> Iterator[list[pa.ChunkedArray]]:
-        """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""
-        if not files:
-            return
-        names = [key.name for key in self.view.join_keys]
-        columns = ", ".join(map(identifier, names))
-        query = f"SELECT {columns} FROM {parquet(files)} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
-        with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
-            for part in connection.sql(query).to_arrow_reader(batch):
-                table = pa.Table.from_batches([part])
-                yield [table[key.name].cast(key.type.arrow) for key in self.view.join_keys]
 
 
 def _shown(instant: int) -> int | None:

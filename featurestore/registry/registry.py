@@ -235,6 +235,11 @@ class Registry:
             connection.execute(runs.insert().values(id=number, **row))
             return number
 
+    def run_end(self, run: int) -> int:
+        """Return the end of the interval of a run."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(runs.c.interval_end).where(runs.c.id == run)).scalar_one()
+
     def cover(self, version: Version, coverage: Coverage, table_version: int, run: int) -> None:
         """Record that a version's table holds this coverage at this table version.
 
