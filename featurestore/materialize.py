@@ -154,8 +154,8 @@ class _Run:
 
     def execute(self, start: int | None, end: int | None) -> Report:
         interval = _STATIC if self.view.is_static else self._interval(start, end)
-        rows = without_erased(view_rows(self.view, self.settings.root), self.registry.tombstones())
-        found = self._survey(rows, interval)
+        source = view_rows(self.view, self.settings.root)
+        found = self._survey(without_erased(source, self.registry.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]
         if self.registry.was_killed(self.version):
             discard_unnamed(self.table)
@@ -164,7 +164,7 @@ class _Run:
         self.run = run
         # Read after the run has its number: an erasure deletes online by a greater one, or stands here.
         self.tombstones = self.registry.tombstones()
-        rows = without_erased(view_rows(self.view, self.settings.root), self.tombstones)
+        rows = without_erased(source, self.tombstones)
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )

@@ -8,6 +8,7 @@ than open its own. The server listens on a socket only, and ends with the sessio
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,8 @@ __all__ = ["Open", "database_url", "make_postgres_url", "open_registry", "postgr
 Open = Callable[..., Registry]
 
 _IS_ROOT = os.geteuid() == 0
-_USER: dict[str, Any] = {"user": "nobody", "group": "nogroup", "extra_groups": []} if _IS_ROOT else {}
+_NOBODY = pwd.getpwnam("nobody")
+_USER: dict[str, Any] = {"user": _NOBODY.pw_uid, "group": _NOBODY.pw_gid, "extra_groups": []} if _IS_ROOT else {}
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "60", "shared_buffers": "16MB"}
 
 

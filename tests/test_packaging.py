@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-HEAVY = {"deltalake", "duckdb", "fastapi", "numpy", "pandas", "pyarrow", "redis", "sqlalchemy"}
+HEAVY = {"alembic", "deltalake", "duckdb", "fastapi", "numpy", "pandas", "pyarrow", "redis", "sqlalchemy"}
 HELP = """
 import sys
 sys.argv = ["featurestore", "--help"]

@@ -226,7 +226,8 @@ def test_a_dropped_registry_is_gone(open_registry: Open) -> None:
     """After `drop` the next one to open the registry finds it empty."""
     registry = open_registry()
     apply(registry, view("a"))
-    registry.drop()
+    with registry.lease(registry.applied().versions[0]):
+        registry.drop()
 
     again = open_registry("other")
     assert (again.applied().revision, again.applied().specs, again.applied().versions) == (0, {}, ())

@@ -1,6 +1,6 @@
 """Leases: runs on one view version exclude each other, by a lock that is freed when its process ends, however it ends.
 
-With an SQLite registry the lock is the kernel's (flock), on a file in the folder `leases` beside the database. With PostgreSQL,
+With an SQLite registry the lock is the kernel's (flock), on a file in a folder `<database>.leases` beside it. With PostgreSQL,
 which several machines can share, it is an advisory lock of a session on a connection of its own, and the server frees it with that.
 A holder that lost its connection unnoticed is kept from recording anything by the registry, where a later run has closed its own.
 """

@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -117,7 +118,8 @@ class Registry:
     @property
     def _lease_folder(self) -> Path:
         # Beside the database, so that all who share it share the leases; a database in memory is this process's alone.
-        return (self._database.file or Path(tempfile.gettempdir(), f"featurestore-{os.getpid()}", "registry")).parent / "leases"
+        file = self._database.file or Path(tempfile.gettempdir(), f"featurestore-{os.getpid()}-registry")
+        return file.with_name(f"{file.name}.leases")
 
     # What is applied
 
@@ -189,10 +191,12 @@ class Registry:
             return [{**row, "fields": json.loads(row["fields"])} for row in rows]
 
     def drop(self) -> None:
-        """Remove the registry's tables, and close it."""
+        """Remove the registry's tables and leases, and close it."""
         with self._transaction(write=True) as connection:
             metadata.drop_all(connection)
         self.close()
+        if not self._database.is_postgresql:
+            shutil.rmtree(self._lease_folder, ignore_errors=True)
 
     # Versions and runs
 
