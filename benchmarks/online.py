@@ -161,6 +161,7 @@ def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bo
         pipeline.execute()
         if is_fresh:  # outside of what is measured as ours
             store.drop(versions[run])
+            store.drop(version)
 
     row = rates(name, what, "redis-py pipelined SET of ready rows", ours, floor, count, repetitions)
     store.drop(version)
