@@ -100,9 +100,9 @@ def test_frames_are_commands_whatever_the_lengths(texts: Iterable[str]) -> None:
             assert len(flat) == 2 * frame.rows
         assert found == expected
     whole = list(writing(keys, rows, 5, 0, parts))
-    for frames in (whole, itertools.chain.from_iterable(frame.single() for frame in whole)):
+    for cut in (whole, itertools.chain.from_iterable(frame.single() for frame in whole)):
         found = []
-        for frame in frames:
+        for frame in cut:
             _, _, count, *flat = parsed(frame.payload)
             assert int(count) == frame.rows
             found += zip(flat[: frame.rows], flat[frame.rows + 2 :], strict=True)
