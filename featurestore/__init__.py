@@ -5,12 +5,12 @@ Definitions are imported with this package and are light; `FeatureStore` brings 
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import Alias, Entity, FeatureService, FeatureView, Field, FileSource
+from featurestore.definitions import Aggregation, Alias, Entity, FeatureService, FeatureView, Field, FileSource
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
 
-__all__ = ["Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+__all__ = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
 
 
 def __getattr__(name: str) -> Any:

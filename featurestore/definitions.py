@@ -8,101 +8,35 @@ A constructor checks what it can see by itself; what needs the other definitions
 from __future__ import annotations
 
 import datetime as dt
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    ConfigDict,
-    PlainSerializer,
-    model_validator,
-)
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, model_validator
 
-from featurestore.clock import duration_text, from_micros, parse_duration, parse_instant
+from featurestore.aggregations import Aggregation
+from featurestore.clock import duration_text
 from featurestore.errors import known_names
-from featurestore.types import KEY_TYPES, ValueType
+from featurestore.fields import (
+    Column,
+    Duration,
+    Field,
+    Fields,
+    GivenFields,
+    Instant,
+    Name,
+    Tags,
+    check_distinct,
+    definition,
+    pairs,
+    sequence,
+)
+from featurestore.types import KEY_TYPES
 
-__all__ = ["Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource", "Projection"]
-
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
-
-
-def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no name: a letter, then letters, digits and underscores, 63 at most")
-    if "__" in name:
-        raise ValueError(f"{name!r} holds '__', which separates view and feature in output columns")
-    return name
-
-
-def _checked_column(name: str) -> str:
-    if not name or "\0" in name:
-        raise ValueError("a column name is a text of at least one character without NUL")
-    return name
+__all__ = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource", "Projection"]
 
 
-def _positive(duration: dt.timedelta) -> dt.timedelta:
-    if duration <= dt.timedelta(0):
-        raise ValueError("the duration must be longer than nothing")
-    return duration
-
-
-def _pairs(value: Any) -> Any:
-    return tuple(value.items()) if isinstance(value, Mapping) else value
-
-
-def _sequence(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str | Mapping) else value
-
-
-def _instant(value: Any) -> dt.datetime:
-    return from_micros(parse_instant(value))
-
-
-Name = Annotated[str, AfterValidator(_checked_name)]
-Column = Annotated[str, AfterValidator(_checked_column)]
-Duration = Annotated[
-    dt.timedelta,
-    BeforeValidator(parse_duration),
-    AfterValidator(_positive),
-    PlainSerializer(duration_text, when_used="json"),
-]
-Instant = Annotated[dt.datetime, BeforeValidator(_instant)]
-Tags = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs), AfterValidator(lambda pairs: tuple(sorted(pairs)))]
-
-_definition = dataclass(frozen=True, config=ConfigDict(extra="forbid"))
-
-# What a constructor takes is wider than what it keeps (`ttl="6h"`, a list for a tuple), so type checkers and editors get
-# signatures of their own; `tests/test_definitions.py` holds them against the fields.
-
-
-@_definition
-class Field:
-    """A column and its type: a feature, or one column of a join key."""
-
-    name: Name
-    type: ValueType
-
-    if TYPE_CHECKING:
-
-        def __init__(self, name: str, type: ValueType) -> None: ...  # noqa: A002 (the field's name)
-
-
-def _fields(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return tuple(Field(name, type_) for name, type_ in value.items())
-    return _sequence(value)
-
-
-Fields = Annotated[tuple[Field, ...], BeforeValidator(_fields)]
-GivenFields = Mapping[str, ValueType] | Sequence[Field]
-
-
-@_definition
+@definition
 class Entity:
     """What features describe. `join_keys` names the columns that identify one, with their types, in order."""
 
@@ -127,11 +61,11 @@ class Entity:
             if key.type not in KEY_TYPES:
                 known = ", ".join(map(str, KEY_TYPES))
                 raise ValueError(f"join key {key.name!r} cannot be a {key.type}; a key is one of {known}")
-        _check_distinct("join key", (key.name for key in self.join_keys))
+        check_distinct("join key", (key.name for key in self.join_keys))
         return self
 
 
-@_definition
+@definition
 class FileSource:
     """Parquet files: one file, a glob, or a folder whose `*.parquet` files are read, recursively.
 
@@ -178,21 +112,23 @@ class FileSource:
         return self
 
 
-@_definition
+@definition
 class FeatureView:
-    """Features of entities out of one source.
+    """Features of entities out of one source: the latest row's columns, or aggregations over its rows.
 
-    `fields` declares the features and their types. Without `sql` they are columns of the source; with it, `sql` is one row-local
-    `SELECT` over the source's name that gives join keys, times and features (T12). `ttl` bounds the age of a value (T4), `refresh`
+    `fields` declares the features and their types; `aggregations` gives one for each of their windows (T6). Without `sql` both take
+    columns of the source; with it, `sql` is one row-local `SELECT` over the source's name that gives join keys, times and columns
+    (T12). `ttl` bounds the age of a value (T4), `refresh`
     says how often the view is materialized (T3), `history_start` where its history begins, `lookback` how far an incremental run
     goes back to heal late rows (T7). `online=False` keeps the view out of the online store.
     """
 
     name: Name
     _: KW_ONLY
-    entities: Annotated[tuple[Entity, ...], BeforeValidator(_sequence)]
+    entities: Annotated[tuple[Entity, ...], BeforeValidator(sequence)]
     source: FileSource
-    fields: Fields
+    fields: Fields = ()
+    aggregations: Annotated[tuple[Aggregation, ...], BeforeValidator(sequence)] = ()
     sql: str | None = None
     ttl: Duration | None = None
     refresh: Duration | None = None
@@ -211,7 +147,8 @@ class FeatureView:
             *,
             entities: Sequence[Entity],
             source: FileSource,
-            fields: GivenFields,
+            fields: GivenFields = (),
+            aggregations: Sequence[Aggregation] = (),
             sql: str | None = None,
             ttl: str | dt.timedelta | None = None,
             refresh: str | dt.timedelta | None = None,
@@ -227,19 +164,59 @@ class FeatureView:
     def _check(self) -> FeatureView:
         if not self.entities:
             raise ValueError("a feature view needs at least one entity")
-        if not self.fields:
-            raise ValueError("a feature view needs at least one field")
-        _check_distinct("join key", (key.name for key in self.join_keys))
-        _check_distinct("field", (field.name for field in self.fields))
+        if bool(self.fields) == bool(self.aggregations):
+            raise ValueError("a feature view needs fields or aggregations" + (", not both" if self.fields else ""))
         keys = {key.name for key in self.join_keys}
-        for field in self.fields:
-            if field.name in keys:
-                raise ValueError(f"field {field.name!r} is a join key already")
+        check_distinct("join key", (key.name for key in self.join_keys))
+        check_distinct("feature" if self.aggregations else "field", self.feature_names)
+        for name in self.feature_names:
+            if name in keys:
+                raise ValueError(f"field {name!r} is a join key already")
         if self.is_static:
-            for setting in ("ttl", "refresh", "history_start", "lookback"):
-                if getattr(self, setting) is not None:
+            for setting in ("aggregations", "ttl", "refresh", "history_start", "lookback"):
+                if getattr(self, setting):
                     raise ValueError(f"{setting} needs an event_time, and source {self.source.name!r} is static")
+        self._check_aggregations(keys)
         return self
+
+    def _check_aggregations(self, keys: set[str]) -> None:
+        """Check what aggregations need of the view, and that a stored column has one meaning."""
+        meanings: dict[str, tuple[object, ...]] = {}
+        for each in self.aggregations:
+            for window in each.windows:
+                if self.refresh and window % self.refresh:
+                    raise ValueError(
+                        f"window {duration_text(window)} of aggregation {each.part!r} is no multiple of refresh "
+                        f"{duration_text(self.refresh)}"
+                    )
+            if each.stored_name in keys:
+                raise ValueError(
+                    f"aggregation {each.part!r}: {each.stored_name!r} is a join key, the same in all rows of an entity"
+                )
+            meaning = (each.column, each.sql, each.where, each.type)
+            if meanings.setdefault(each.stored_name, meaning) != meaning:
+                raise ValueError(
+                    f"aggregation {each.part!r}: {each.stored_name!r} stands for two different columns; give one another "
+                    + ("name" if each.where else "column name")
+                )
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of the features, in order."""
+        return tuple(field.name for field in self.fields) or tuple(
+            name for each in self.aggregations for name in each.feature_names
+        )
+
+    @property
+    def features(self) -> tuple[Field, ...]:
+        """What the view gives: its features and their types, in order."""
+        return self.fields or tuple(feature for each in self.aggregations for feature in each.features)
+
+    @property
+    def stored(self) -> tuple[Field, ...]:
+        """What the view's table holds of a row besides keys and times: the features, or what aggregations need."""
+        inputs = {each.input: None for each in self.aggregations if each.input is not None}
+        return self.fields or tuple(inputs)
 
     @property
     def join_keys(self) -> tuple[Field, ...]:
@@ -259,14 +236,14 @@ class FeatureView:
         return Alias(name, view=self, join_keys=join_keys)
 
 
-@_definition
+@definition
 class Alias:
     """A feature view under another name and other key columns; it shares the view's tables."""
 
     name: Name
     _: KW_ONLY
     view: FeatureView
-    join_keys: Annotated[tuple[tuple[Name, Name], ...], BeforeValidator(_pairs)]
+    join_keys: Annotated[tuple[tuple[Name, Name], ...], BeforeValidator(pairs)]
     description: str = ""
     owner: str = ""
     tags: Tags = ()
@@ -290,7 +267,7 @@ class Alias:
         for key, _ in self.join_keys:
             if key not in known:
                 raise ValueError(f"view {self.view.name!r} has no join key {key!r}; {known_names(key, known)}")
-        _check_distinct("request column", self.key_columns)
+        check_distinct("request column", self.key_columns)
         return self
 
     @property
@@ -303,7 +280,7 @@ class Alias:
         return Projection(self, (features,) if isinstance(features, str) else tuple(features))
 
 
-@_definition
+@definition
 class Projection:
     """Some features of a view or an alias, in the order given."""
 
@@ -317,23 +294,23 @@ class Projection:
     @model_validator(mode="after")
     def _check(self) -> Projection:
         view = self.view.view if isinstance(self.view, Alias) else self.view
-        known = [field.name for field in view.fields]
+        known = view.feature_names
         for feature in self.features:
             if feature not in known:
                 raise ValueError(f"view {self.view.name!r} has no feature {feature!r}; {known_names(feature, known)}")
         if not self.features:
             raise ValueError("a projection names at least one feature")
-        _check_distinct("feature", self.features)
+        check_distinct("feature", self.features)
         return self
 
 
-@_definition
+@definition
 class FeatureService:
     """The features of one model version, in order: views, aliases, projections, or `"view:feature"` texts."""
 
     name: Name
     _: KW_ONLY
-    features: Annotated[tuple[FeatureView | Alias | Projection | str, ...], BeforeValidator(_sequence)]
+    features: Annotated[tuple[FeatureView | Alias | Projection | str, ...], BeforeValidator(sequence)]
     description: str = ""
     owner: str = ""
     tags: Tags = ()
@@ -367,11 +344,3 @@ KINDS: dict[type, str] = {
     Alias: "alias",
     FeatureService: "feature service",
 }
-
-
-def _check_distinct(what: str, names: Iterable[str]) -> None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ValueError(f"{what} {name!r} is named twice")
-        seen.add(name)

@@ -9,10 +9,12 @@
     ├── SourceError                a source cannot be read, or no longer gives what it gave
     ├── RegistryError              the registry cannot be used
     │   ├── ConflictError          the registry moved between plan and apply
+    │   ├── RollbackError          the version that served before cannot serve again
     │   └── RunInProgressError     another run holds the view
     ├── CoverageError              materialized coverage does not allow it
     │   ├── GapError               a run would leave a gap that holds source rows
-    │   └── IncompleteError        spine rows lie beyond what is materialized
+    │   ├── IncompleteError        spine rows lie beyond what is materialized
+    │   └── PendingError           a name waits for candidate versions, and means nothing yet
     ├── RunsFailedError            some views of a materialization failed; carries their errors and the others' reports
     ├── OfflineStoreError          the offline tables cannot be read or written
     ├── OnlineStoreError           the online store cannot be reached or holds foreign bytes
@@ -40,7 +42,9 @@ __all__ = [
     "NotFoundError",
     "OfflineStoreError",
     "OnlineStoreError",
+    "PendingError",
     "RegistryError",
+    "RollbackError",
     "RunInProgressError",
     "RunsFailedError",
     "SettingsError",
@@ -148,6 +152,16 @@ class ConflictError(RegistryError):
     code = "conflict"
 
 
+class RollbackError(RegistryError):
+    """The version that served before cannot serve again; nothing has changed. `name` is the view or service that is the reason."""
+
+    code = "rollback"
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class RunInProgressError(RegistryError):
     """Another run holds the view; runs on one view exclude each other."""
 
@@ -170,6 +184,16 @@ class IncompleteError(CoverageError):
     """Spine rows ask for a time beyond the watermark of a view."""
 
     code = "incomplete"
+
+
+class PendingError(CoverageError):
+    """What is asked for is applied, but waits for versions that are not ready. `name` is what was asked for."""
+
+    code = "pending"
+
+    def __init__(self, kind: str, name: str, needs: Iterable[str]) -> None:
+        self.name = name
+        super().__init__(f"{kind} {name!r} is pending: it is applied, and waits for {'; '.join(needs)}")
 
 
 class RunsFailedError(FeatureStoreError):

@@ -8,24 +8,24 @@ load: the same function that training evaluates at past times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
-from featurestore.errors import GapError, InputError, OfflineStoreError, OnlineStoreError, SourceError
+from featurestore.errors import ConflictError, GapError, InputError, OnlineStoreError, SourceError
+from featurestore.offline.asked import Asked
+from featurestore.offline.erased import without_erased
 from featurestore.offline.point_in_time import values_at
-from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
 from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
+from featurestore.offline.touched import LastLoad, touched_keys
 from featurestore.online.store import OnlineStore
-from featurestore.registry.lease import lease
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded, Version
 from featurestore.settings import Settings
@@ -33,7 +33,6 @@ from featurestore.settings import Settings
 __all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
 
 _CHUNK_ROWS = 5_000_000
-_READ_ROWS = 122_880
 _LOAD_ROWS = 100_000
 _LOAD_BYTES = 100_000_000
 _STATIC = (BEGINNING - 1, BEGINNING)
@@ -69,6 +68,8 @@ class Report:
     online_written: int = 0
     online_deleted: int = 0
     online_full: bool = False
+    error: str | None = None
+    """Why a version that is kept for rollback could not be fed."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready data."""
@@ -94,8 +95,8 @@ class Materialization:
     max_rate: float | None = None
     """How many rows per second a run may write online; none: as many as those who read let it."""
 
-    def run(self, version: Version, start: int | None, end: int | None, progress: Progress) -> Report:
-        """Materialize one version over `(start, end]`, by default from its watermark to now.
+    def run(self, version: Version, start: int | None, end: int | None, progress: Progress, now: int | None = None) -> Report:
+        """Materialize one version over `(start, end]`, by default from its watermark to `now`, by default the present.
 
         Raises:
             RunInProgressError: another run holds the version.
@@ -103,8 +104,11 @@ class Materialization:
             SourceError, OfflineStoreError, OnlineStoreError: what was committed until then stays and is covered.
 
         """
-        with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
-            return _Run(self, self.registry.version(version.id), progress).execute(start, end)
+        with self.registry.lease(version):
+            present = self.registry.version(version.id)
+            if present.state in ("removing", "removed"):
+                raise ConflictError(f"version {version.number} of view {version.view.name!r} has been removed; run again")
+            return _Run(self, present, progress, now).execute(start, end)
 
     def sync(self, version: Version, *, full: bool, progress: Progress) -> Report:
         """Load one version online out of its table: all keys if `full` or if the server lost them, else those that changed.
@@ -114,29 +118,36 @@ class Materialization:
             OfflineStoreError, OnlineStoreError: the next run loads what this one did not.
 
         """
-        with lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"):
-            return _Run(self, self.registry.version(version.id), progress).sync(full=full)
+        with self.registry.lease(version):
+            return _Run(self, self.registry.version(version.id), progress, None).sync(full=full)
 
 
 class _Run:
     """One run of one version, under its lease."""
 
-    def __init__(self, parent: Materialization, version: Version, progress: Progress) -> None:
+    def __init__(self, parent: Materialization, version: Version, progress: Progress, now: int | None) -> None:
         self.settings, self.registry, self.online = parent.settings, parent.registry, parent.online
         self.version = version
         self.view = version.view
         self.table = offline_table(parent.settings, version)
         self.clock, self.max_rate = parent.clock, parent.max_rate
-        self.now = self.clock()
+        self.now = self.clock() if now is None else now
         self.progress = progress
+        self.run = 0
 
     def execute(self, start: int | None, end: int | None) -> Report:
         interval = _STATIC if self.view.is_static else self._interval(start, end)
-        rows = view_rows(self.view, self.settings.root)
+        rows = without_erased(view_rows(self.view, self.settings.root), self.registry.tombstones())
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
+        if self.registry.was_killed(self.version):
+            self.table.discard_unnamed()
         beginning = None if interval[0] < BEGINNING else interval[0]
-        run = self.registry.start_run(self.version, beginning, until, now=self.now, above=self._last_run_online())
+        run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
+        self.run = run
+        # Read after the run has its number: an erasure deletes online by a greater one, or stands here.
+        self.tombstones = self.registry.tombstones()
+        rows = without_erased(view_rows(self.view, self.settings.root), self.tombstones)
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
@@ -228,37 +239,17 @@ class _Run:
         return report
 
     def _replace(self, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
-        visible = "epoch_us(__visible_time)"
-        rows = view_rows(self.view, self.settings.root, chunk)
-        query = f"SELECT * FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {chunk[0]} AND {visible} <= {chunk[1]}"
-        failures: list[Exception] = []
-        with session(SourceError, self._source) as connection:
-            reader = connection.sql(query).to_arrow_reader(_READ_ROWS)
-            counted = pa.RecordBatchReader.from_batches(reader.schema, self._counted(reader, report.rows, total, failures))
-            try:
-                return self.table.replace(*chunk, counted, run=report.run)
-            except OfflineStoreError as reason:
-                # The writer pulls rows out of the source, so trouble there comes up through it.
-                if failures:
-                    raise SourceError(f"{self._source}: {failures[0]}") from reason
-                raise
-
-    def _counted(self, reader: pa.RecordBatchReader, done: int, total: int, failures: list[Exception]) -> Iterator[pa.RecordBatch]:
-        try:
-            for batch in reader:
-                done += len(batch)
-                self.progress(Step(self.view.name, "offline", done, total))
-                yield batch
-        except (OSError, pa.ArrowException, duckdb.Error) as reason:
-            failures.append(reason)
-            raise
+        rows = without_erased(view_rows(self.view, self.settings.root, chunk), self.tombstones)
+        snapshot, count = self.table.replace(*chunk, rows, run=report.run)
+        self.progress(Step(self.view.name, "offline", report.rows + count, max(total, report.rows + count)))
+        return snapshot, count
 
     @property
     def _source(self) -> str:
         return f"view {self.view.name!r}, source {self.view.source.name!r}"
 
     def _cover(self, end: int, snapshot: Snapshot) -> None:
-        self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version)
+        self.registry.cover(self.version, Coverage(self._history_start, end), snapshot.version, self.run)
         self.version = self.registry.version(self.version.id)
 
     def _snapshot(self) -> Snapshot:
@@ -271,45 +262,27 @@ class _Run:
         if not self.view.online or watermark is None:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
+        last = None
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
-        is_full = full or loaded is None or self.online.loaded_run(self.version) != loaded.run
-        files = {file.path: file for file in snapshot.files}
-        if not is_full and loaded is not None:
-            before = {file.path: file for file in self.table.snapshot(loaded.table_version).files}
-            files = {path: (files | before)[path] for path in files.keys() ^ before.keys()}
-        total = sum(file.rows for file in files.values())
-        batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row(self._features)))
+        if not full and loaded is not None and self.online.loaded_run(self.version) == loaded.run:
+            last = LastLoad(self.table.snapshot(loaded.table_version), self.registry.run_end(loaded.run))
+        batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
         with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
             done = 0
-            for keys in self._distinct_keys(sorted(files), batch):
-                values = values_at(self.view, snapshot, keys, np.full(len(keys[0]), watermark), self._features, ttl=False)
+            for keys in touched_keys(self.view, snapshot, watermark, last, batch):
+                asked = Asked.of(keys, np.full(len(keys[0]), watermark))
+                values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False, threads=self.settings.threads)
                 present, absent = pa.array(values.present), pa.array(~values.present)
                 kept = [key.filter(present) for key in keys]
                 load.write(kept, values.features.filter(present), values.event_times.filter(present))
                 load.delete([key.filter(absent) for key in keys])
                 done += len(keys[0])
-                self.progress(Step(self.view.name, "online", done, max(total, done)))
-            if is_full:
+                self.progress(Step(self.view.name, "online", done, done))
+            if last is None:
                 load.sweep()
             load.finish()
-        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=is_full)
+        report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=last is None)
         return report, Loaded(report.run, snapshot.version)
-
-    @property
-    def _features(self) -> list[str]:
-        return [each.name for each in self.view.fields]
-
-    def _distinct_keys(self, files: list[Path], batch: int) -> Iterator[list[pa.ChunkedArray]]:
-        """Give the distinct keys of some files, in the order of their hashes, so that each batch touches few row groups."""
-        if not files:
-            return
-        names = [key.name for key in self.view.join_keys]
-        columns = ", ".join(map(identifier, names))
-        query = f"SELECT {columns} FROM {parquet(files)} GROUP BY __key_hash, {columns} ORDER BY __key_hash"
-        with session(OfflineStoreError, f"the table of view {self.view.name!r}") as connection:
-            for part in connection.sql(query).to_arrow_reader(batch):
-                table = pa.Table.from_batches([part])
-                yield [table[key.name].cast(key.type.arrow) for key in self.view.join_keys]
 
 
 def _shown(instant: int) -> int | None:

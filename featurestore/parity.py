@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.errors import OfflineStoreError
+from featurestore.offline.asked import Asked
 from featurestore.offline.point_in_time import Values, values_at
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.tables import Snapshot
@@ -54,15 +55,14 @@ def compare(version: Version, snapshot: Snapshot, online: OnlineStore, *, keys: 
     """
     assert version.watermark is not None
     columns = _sample(version, snapshot, keys)
-    times = np.full(len(columns[0]), version.watermark)
-    features = [field.name for field in version.view.fields]
-    offline = values_at(version.view, snapshot, columns, times, features)
+    asked = Asked.of(columns, np.full(len(columns[0]), version.watermark))
+    offline = values_at(version.view, snapshot, asked, version.view.feature_names)
     [found] = online.read([(version, columns)], now=version.watermark)
     return _compared(version, columns, offline, found)
 
 
 def _compared(version: Version, keys: Sequence[pa.ChunkedArray], offline: Values, online: OnlineRows) -> ViewParity:
-    fields = version.view.fields
+    fields = version.view.features
     codec = RowCodec(fields)
     is_online = online.statuses == Status.PRESENT
     present = pa.array(is_online)

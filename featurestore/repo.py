@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from featurestore.definitions import KINDS, Alias, Definition, FeatureService, FeatureView, FileSource, Projection
 from featurestore.errors import DefinitionError, Fault, SourceError, known_names
-from featurestore.offline.sources import describe, view_faults
+from featurestore.offline.sources import describe, resolved, view_faults
 from featurestore.types import ValueType
 
 __all__ = ["load_repo"]
@@ -48,7 +48,7 @@ def load_repo(root: Path) -> list[Definition]:
         faults = [Fault(str(root), "", "", "no definitions: no Python file here defines a feature view")]
     if faults:
         raise DefinitionError(faults)
-    return [definition for definition, _ in found]
+    return [resolved(each, root)[0] if isinstance(each, FeatureView) else each for each, _ in found]
 
 
 Found = list[tuple[Definition, str]]
@@ -316,7 +316,7 @@ def _service_faults(service: FeatureService, found: Found, lost: set[str]) -> It
             yield f"no feature view or alias {name!r}; {known_names(name, roles)}"
             continue
         view = role.view if isinstance(role, Alias) else role
-        known = [each.name for each in view.fields]
+        known = view.feature_names
         wanted = [feature] if isinstance(member, str) else member.features if isinstance(member, Projection) else known
         for each in wanted:
             if each not in known:

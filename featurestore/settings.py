@@ -5,6 +5,9 @@
     now              the clock                                  a fixed present, for examples, tests and replays
     registry.url     sqlite:///.featurestore/registry.db        a SQLAlchemy URL
     offline.path     .featurestore/offline                      the folder of the offline tables
+    offline.memory_limit  half of the machine's                 what materializing and training may take, such as 4GB
+    offline.threads  the machine's                              how many threads they use
+    offline.temp_directory  the system's                        where they spill what exceeds the memory
     online.url       embedded                                   embedded, or the URL of servers (online/topology.py)
     online.timeout_ms  2000                                     how long one answer of the online store may take
 
@@ -14,12 +17,13 @@ A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url
 from __future__ import annotations
 
 import datetime as dt
+import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableError
 
@@ -29,7 +33,22 @@ from featurestore.errors import SettingsError
 __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 
 FILE_NAME = "featurestore.toml"
+_SIZE = re.compile(r"\s*(\d+)\s*([KMGTkmgt])B?\s*")
+_LEAST_MEMORY = 256_000_000
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)([^:?].*)")
+
+
+def _bytes(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError(f"expected a size such as 512MB or 4GB, got {text!r}")
+    return int(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1)
+
+
+def _checked_size(text: str) -> str:
+    if _bytes(text) < _LEAST_MEMORY:
+        raise ValueError(f"{text} is too little; 256MB is the least")
+    return text
 
 
 class _Section(BaseModel):
@@ -46,6 +65,16 @@ class OfflineSettings(_Section):
     """Where the tables are kept."""
 
     path: str = ".featurestore/offline"
+    memory_limit: Annotated[str, AfterValidator(_checked_size)] | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    temp_directory: str | None = None
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory limit in bytes."""
+        if self.memory_limit is None:
+            return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        return _bytes(self.memory_limit)
 
 
 class OnlineSettings(_Section):
@@ -96,6 +125,16 @@ class Settings(BaseSettings):
     def offline_folder(self) -> Path:
         """The folder of the offline tables."""
         return self.root / self.offline.path
+
+    @property
+    def threads(self) -> int:
+        """How many threads materializing and training use."""
+        return self.offline.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def temp_folder(self) -> Path | None:
+        """Where they spill, none for the system's folder."""
+        return None if self.offline.temp_directory is None else self.root / self.offline.temp_directory
 
     @property
     def clock(self) -> Clock:

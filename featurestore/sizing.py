@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def _measured(view: FeatureView, root: Path) -> tuple[int, float, float]:
     """Return the distinct keys of a view's source, and the mean bytes of a key and of a row's tail."""
     names = ", ".join(identifier(key.name) for key in view.join_keys)
     length_bytes = 4 * sum(not key.type.is_fixed_width for key in view.join_keys[:-1])
-    counted = f"approx_count_distinct(hash({names})), {_mean(view.join_keys, 'fixed')}, {_mean(features_of_view(view), 'tail')}"
+    counted = f"approx_count_distinct(hash({names})), {_mean(map(_bytes, view.join_keys))}, {_mean(_tails(view))}"
     rows = view_rows(view, root)
     with session(SourceError, f"view {view.name!r}, source {view.source.name!r}") as connection:
         query = f"SELECT {counted} FROM {rows.sql} WHERE {rows.keys_present}"
@@ -69,10 +69,18 @@ def _measured(view: FeatureView, root: Path) -> tuple[int, float, float]:
     return int(found[0]), float(found[1] or 0) + length_bytes, float(found[2] or 0)
 
 
-def _mean(fields: Sequence[Field], fixed: str) -> str:
-    """Return the SQL of the mean bytes that some columns take together; of features only those in the tail."""
-    terms = [_bytes(field) for field in fields if fixed == "fixed" or not field.type.is_fixed_width]
+def _mean(terms: Iterable[str]) -> str:
+    """Return the SQL of the mean bytes that some columns take together."""
     return " + ".join(f"coalesce(avg({term}), 0)" for term in terms) or "0"
+
+
+def _tails(view: FeatureView) -> Iterator[str]:
+    """Return the SQL of the bytes that each feature of variable width takes in a row's tail; a list of the last n has n at most."""
+    yield from (_bytes(field) for field in view.fields if not field.type.is_fixed_width)
+    for aggregation in view.aggregations:
+        for feature in aggregation.features:
+            if not feature.type.is_fixed_width and aggregation.input is not None:
+                yield f"{aggregation.n or 1} * ({_bytes(aggregation.input)})"
 
 
 def _bytes(field: Field) -> str:

@@ -7,8 +7,8 @@ import datetime as dt
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,22 +16,24 @@ from typing import Any, Self
 
 from featurestore.clock import Clock, instant_text, parse_instant
 from featurestore.definitions import FeatureService
+from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
 from featurestore.materialize import Materialization, Progress, Report, offline_table
+from featurestore.offline.session import configure
 from featurestore.offline.spine import open_spine
 from featurestore.offline.tables import Snapshot
-from featurestore.offline.training import Incomplete, TrainingSet
+from featurestore.offline.training import Incomplete, Resources, TrainingSet
 from featurestore.online import embedded
 from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.parity import ViewParity, compare
-from featurestore.registry.lease import lease
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
-from featurestore.registry.state import Applied, Run, Version
+from featurestore.registry.state import Applied, Rollback, Run, Version
 from featurestore.repo import load_repo
+from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, Removal, remove_retired
 from featurestore.settings import load_settings, redacted
 from featurestore.sizing import Estimate, estimates
 
@@ -70,6 +72,8 @@ class FeatureStore:
         self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
+        limits = self.settings.offline
+        configure(memory_bytes=limits.memory_bytes, threads=self.settings.threads, temp_folder=self.settings.temp_folder)
 
     @property
     def registry(self) -> Registry:
@@ -117,6 +121,20 @@ class FeatureStore:
             self._serving = None
         return plan
 
+    def rollback(self, view: str) -> Rollback:
+        """Let the version of a view that served before serve again, with all that took over together with the present one (T11).
+
+        The present version is kept, and a second rollback returns to it. So does the next `apply` of definitions that still say so.
+
+        Raises:
+            NotFoundError: no view of that name serves.
+            RollbackError: there is no version before, it is not ready, or a service could not be answered; nothing has changed.
+
+        """
+        done = self.registry.rollback(view, now=self.clock())
+        self._serving = None
+        return done
+
     def estimate(self, plan: Plan) -> list[Estimate]:
         """Return the online memory that the new versions of a plan will need, estimated from their sources."""
         return estimates(plan, self.settings.root)
@@ -135,17 +153,23 @@ class FeatureStore:
     ) -> list[Report]:
         """Materialize views, by default all, from their watermark to now, or over `(start, end]` of visible time.
 
-        A view that fails does not keep the others from running. `max_rate` bounds the rows written online per second.
+        A view that fails does not keep the others from running. Versions that are kept for rollback are fed too; where that fails,
+        their report has the error. At the end, some of what retired versions left is removed. `max_rate` bounds the rows written
+        online per second.
 
         Raises:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
 
         """
-        interval = _instant(start, "start"), _instant(end, "end")
-        if interval[1] is not None and interval[1] > (now := self.clock()):
+        interval, now = (_instant(start, "start"), _instant(end, "end")), self.clock()
+        if interval[1] is not None and interval[1] > now:
             raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
         materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
-        return self._run_each(self._versions(views), lambda version: materialization.run(version, *interval, progress), on_report)
+        # One present for all, so that a version which has just been replaced covers what its successor does.
+        reports = self._run_each(self._versions(views), lambda each: materialization.run(each, *interval, progress, now), on_report)
+        with suppress(FeatureStoreError):  # what is left is for the next run
+            list(self._remove_retired(now - KEPT_MICROS, KEYS_PER_RUN))
+        return reports
 
     def sync(
         self,
@@ -182,11 +206,14 @@ class FeatureStore:
             try:
                 report = run(version)
             except FeatureStoreError as reason:
-                name = version.view.name
-                failures[name if name not in failures else f"{name} v{version.number}"] = reason
-            else:
-                reports.append(report)
-                on_report(report)
+                if not version.is_rollback:
+                    name = version.view.name
+                    failures[name if name not in failures else f"{name} v{version.number}"] = reason
+                    continue
+                # What it needs may be gone for good, which is no reason for every run to fail from now on.
+                report = Report(version.view.name, version.number, 0, None, self.clock(), error=str(reason))
+            reports.append(report)
+            on_report(report)
         self._serving = None
         if failures and len(chosen) == 1:
             raise next(iter(failures.values()))
@@ -195,8 +222,9 @@ class FeatureStore:
         return reports
 
     def _versions(self, views: Sequence[str] | None) -> list[Version]:
-        """Return the versions that runs feed: what serves, and the candidates that are to take over."""
-        living = [version for version in self.registry.applied().versions if version.state in ("serving", "candidate")]
+        """Return the versions that runs feed: what serves, then the candidates that are to take over, then what served before."""
+        living = [version for version in self.registry.applied().versions if version.is_fed]
+        living.sort(key=lambda version: ("serving", "candidate", "replaced").index(version.state))
         known = {version.view.name for version in living}
         if not known:
             raise InputError("no feature view is applied yet; apply the definitions first: featurestore apply")
@@ -204,6 +232,38 @@ class FeatureStore:
             if view not in known:
                 raise NotFoundError("feature view", view, known)
         return [version for version in living if views is None or version.view.name in views]
+
+    def delete_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> Manifest:
+        """Erase entities, given by one list of values for each join key: `{"tail_number": ["N14228"]}` (T14).
+
+        Their rows disappear online at once and from every retained version of every table whose keys contain them, and no later run
+        brings them back. The sources are yours to erase. Returns hashes and counts, never keys.
+
+        Raises:
+            NotFoundError: no such entity is applied.
+            InputError: a key column is missing, unknown, of another length, of a wrong type or holds a null.
+            RunInProgressError: a view is being materialized, so its tables are not done; do it again when that has ended.
+
+        """
+        return self._erasure.erase(entity, keys, now=self.clock())
+
+    def restore_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> int:
+        """Lift the tombstones of entities; runs read their rows again from then on. Returns how many there were."""
+        return self._erasure.lift(entity, keys, now=self.clock())
+
+    @property
+    def _erasure(self) -> Erasure:
+        return Erasure(self.settings, self.registry, self.online)
+
+    def prune(self, *, now: bool = False) -> list[Removal]:
+        """Remove what replaced and dropped versions left that no rollback can reach; the last hour's are kept unless `now` is set.
+
+        With `now`, lookups and training reads that began before the last takeover fail if they still use what is removed.
+        """
+        return list(self._remove_retired(self.clock() - (0 if now else KEPT_MICROS)))
+
+    def _remove_retired(self, before: int, keys: int | None = None) -> Iterator[Removal]:
+        return remove_retired(self.settings, self.registry, self.online, before=before, keys=keys)
 
     # Training
 
@@ -225,7 +285,8 @@ class FeatureStore:
             raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
         selection = select(self.registry.serving(), _wanted(features))
         opened = open_spine(spine, timestamp_column, selection.keys)
-        return TrainingSet(opened, selection, self._snapshots(selection), incomplete)
+        resources = Resources(self.settings.offline.memory_bytes, self.settings.threads)
+        return TrainingSet(opened, selection, self._snapshots(selection), resources, incomplete)
 
     def _snapshots(self, selection: Selection) -> dict[str, Snapshot]:
         versions = {lookup.version.uid: lookup.version for lookup in selection.lookups}
@@ -322,10 +383,10 @@ class FeatureStore:
             RunInProgressError: a view is being materialized; nothing is removed.
 
         """
-        versions = self.registry.applied().versions
+        versions = [version for version in self.registry.applied().versions if version.state != "removed"]
         with ExitStack() as leases:
             for version in versions:  # no run may go on over what is removed
-                leases.enter_context(lease(self.settings.state / "leases", version.uid, f"view {version.view.name!r}"))
+                leases.enter_context(self.registry.lease(version))
             if self.settings.online.url != "embedded":
                 for version in versions:
                     self.online.drop(version)

@@ -169,7 +169,10 @@ Timestamp = _scalar("Timestamp", "TIMESTAMP WITH TIME ZONE", "<i8", "TIMESTAMP",
 KEY_TYPES = (String, Int64, Int32, Bytes, Bool, Date, Timestamp)
 """Types that a join key may have: those whose equality means the same everywhere (floats do not qualify)."""
 
-_SCALARS = {each.name: each for each in (Bool, Int32, Int64, Float32, Float64, String, Bytes, Date, Timestamp)}
+SCALARS = (Bool, Int32, Int64, Float32, Float64, String, Bytes, Date, Timestamp)
+"""All types but arrays; of those that hold a source column's values, the first is its own."""
+
+_SCALARS = {each.name: each for each in SCALARS}
 
 
 def Array(item: ValueType) -> ValueType:  # noqa: N802 (reads as a type in definitions)

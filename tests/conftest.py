@@ -59,14 +59,16 @@ class Repo:
 
 
 @pytest.fixture
-def make_repo(tmp_path: Path) -> Iterator[Callable[..., Repo]]:
-    """Make repos whose online servers end with the test."""
+def make_repo(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Repo]]:
+    """Make repos whose online servers end with the test; `--registry=postgresql` keeps each one's registry in a schema."""
     made: list[Repo] = []
+    is_postgresql = request.config.getoption("--registry") == "postgresql"
 
     def make(name: str = "repo", settings: str = "") -> Repo:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "featurestore.toml").write_text(f'project = "test"\n{settings}')
+        registry = f'registry.url = "{request.getfixturevalue("make_postgres_url")()}"\n' if is_postgresql else ""
+        (folder / "featurestore.toml").write_text(f'project = "test"\n{registry}{settings}')
         made.append(Repo(folder))
         return made[-1]
 
@@ -154,4 +156,13 @@ def _container() -> Iterator[str]:
 
 # Fixtures of several files: the command lines' (test_cli_*) and the HTTP service's (test_server_*)
 
-pytest_plugins = ["tests.commands", "tests.service"]
+pytest_plugins = ["tests.commands", "tests.databases", "tests.service"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the long runs be asked for."""
+    parser.addoption("--registry", choices=["sqlite", "postgresql"], default="sqlite", help="where the repos of tests keep theirs")
+    parser.addoption(
+        "--kills", type=int, default=8, help="how many processes test_kills.py kills at random moments, for each database"
+    )
+    parser.addoption("--kill-seed", type=int, default=20131, help="which moments those are")

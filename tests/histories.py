@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import strategies as st
 
 from featurestore.definitions import Entity, FeatureView, Field, FileSource
-from featurestore.errors import SourceError
+from featurestore.offline import buckets
+from featurestore.offline.asked import Asked as AskedRows
 from featurestore.offline.point_in_time import Values, values_at
-from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, view_rows
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.types import Bool, Bytes, Date, Int32, Int64, String, Timestamp, ValueType
@@ -120,11 +121,8 @@ def materialize(view: FeatureView, root: Path, intervals: Sequence[Interval] = (
     """Replace intervals of visible time in the view's table, one after the other, by the source's rows."""
     table = OfflineTable(root / "table", view)
     rows = view_rows(view, root)
-    visible = "epoch_us(__visible_time)"
-    with session(SourceError, "test") as connection:
-        for run, (start, end) in enumerate(intervals, start=1):
-            query = f"FROM {rows.sql} WHERE {rows.keys_present} AND {visible} > {start} AND {visible} <= {end}"
-            table.replace(start, end, connection.sql(query).to_arrow_reader(100_000), run=run)
+    for run, (start, end) in enumerate(intervals, start=1):
+        table.replace(start, end, rows, run=run)
     return table.snapshot()
 
 
@@ -135,8 +133,8 @@ def ask(view: FeatureView, snapshot: Snapshot, asked: Asked, *, ttl: bool = True
         for number, field in enumerate(view.join_keys)
     ]
     times = np.array([t for _, t in asked], dtype=np.int64)
-    values = values_at(view, snapshot, columns, times, [field.name for field in view.fields], ttl=ttl)
-    declared = [(field.name, str(field.type.arrow)) for field in view.fields]
+    values = values_at(view, snapshot, AskedRows.of(columns, times), view.feature_names, ttl=ttl)
+    declared = [(field.name, str(field.type.arrow)) for field in view.features]
     assert [(column.name, str(column.type)) for column in values.features.schema] == declared, values.features.schema
     assert values.event_times.type == UTC_TIME, values.event_times.type
     lengths = len(values.features), len(values.event_times), len(values.present)
@@ -276,6 +274,12 @@ def cut_histories(draw: st.DrawFn, *, most_cuts: int = 3) -> tuple[History, list
     all_of_it = draw(st.one_of(st.just([EVERYTHING]), pieces))
     again = draw(st.lists(st.sampled_from(list(itertools.combinations(bounds, 2))), max_size=3))
     return history, [*all_of_it, *again]
+
+
+def set_bucket_rows(patch: pytest.MonkeyPatch, rows: int) -> None:
+    """Let tables be cut into buckets of about so many rows."""
+    patch.setattr(buckets, "_ROWS", rows)
+    patch.setattr(buckets, "_ROWS_OF_A_FILE", 1)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The contract read naively: T1 to T4, T7's `history_start` and T13, one row at a time, in plain integers.
+"""The contract read naively: T1 to T4, T6, T7's `history_start` and T13, one row at a time, in plain integers.
 
 Tests compare the library with this. It is written from the text of `DESIGN.md` alone and shares nothing with the
 library but the definitions: no columns, no sorting, no search, so whoever reads it next to the text sees that both say
@@ -11,10 +11,12 @@ A source row is a dict of its columns; source rows are a list in file and row or
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+import fractions
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from featurestore.definitions import FeatureView
+from featurestore.definitions import Aggregation, FeatureView
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -41,6 +43,75 @@ def row_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> R
         return None
     _, latest = max(candidates, key=lambda each: _order(view, *each))
     return None if _is_expired(view, latest, t) else latest
+
+
+def windows_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> dict[str, Any] | None:
+    """Return the features of an aggregated view of a key at `t` (T6), None where the value is absent.
+
+    A source row holds what an aggregation takes under the name of its stored column.
+    """
+    if row_at(view, source_rows, key, t) is None:
+        return None
+    end = _boundary_before(t - _length(view.source.delay), _length(view.refresh))
+    known = [(seq, row) for seq, row in enumerate(source_rows) if _has_key(view, row, key) and _exists(view, row)]
+    known = [(seq, row) for seq, row in known if _known(view, row) <= end]
+    ordered = [row for _, row in sorted(known, key=lambda each: _order(view, *each))]
+    found = {}
+    for aggregation in view.aggregations:
+        for window, name in zip(aggregation.windows, aggregation.feature_names, strict=True):
+            inside = [row for row in ordered if end - _length(window) < (_event_time(view, row) or 0) <= end]
+            found[name] = _aggregate(aggregation, inside)
+    return found
+
+
+def _aggregate(aggregation: Aggregation, rows: Sequence[Row]) -> Any:
+    if aggregation.input is None:
+        return len(rows)
+    values = [row[aggregation.input.name] for row in rows if row[aggregation.input.name] is not None]
+    function, n = aggregation.function, aggregation.n
+    if function in ("count", "count_distinct"):
+        return len(values) if function == "count" else len({_identity(value) for value in values})
+    if function == "sum":
+        return _sum(values) if values else 0
+    if not values or (function == "stddev" and len(values) == 1):
+        return None
+    results: dict[str, Callable[[], Any]] = {
+        "mean": lambda: float(_sum(values)) / len(values),
+        "stddev": lambda: _deviation(values),
+        "min": lambda: min(values, key=_rank),
+        "max": lambda: max(values, key=_rank),
+        "first": lambda: values[0],
+        "last": lambda: values[-1],
+        "last_n": lambda: values[-(n or 0) :],
+    }
+    return results[function]()
+
+
+def _sum(values: Sequence[Any]) -> Any:
+    if all(isinstance(value, int) for value in values):
+        return sum(values)
+    if any(math.isnan(value) for value in values) or {math.inf, -math.inf} <= set(values):
+        return math.nan
+    return math.fsum(values)
+
+
+def _deviation(values: Sequence[Any]) -> float:
+    if not all(math.isfinite(value) for value in values):
+        return math.nan
+    exact = [fractions.Fraction(value) for value in values]
+    mean = sum(exact) / len(exact)
+    return math.sqrt(sum((value - mean) ** 2 for value in exact) / (len(exact) - 1))
+
+
+def _identity(value: Any) -> Any:
+    return "NaN" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _rank(value: Any) -> Any:
+    """NaN sorts above all, -0.0 below 0.0."""
+    if not isinstance(value, float):
+        return value
+    return math.isnan(value), 0.0 if math.isnan(value) else value, math.copysign(1, value)
 
 
 def visible_time(view: FeatureView, row: Row) -> int | None:
@@ -87,12 +158,24 @@ def _created_time(view: FeatureView, row: Row) -> int | None:
 
 
 def _visible_time(view: FeatureView, row: Row) -> int:
-    known = _event_time(view, row)
-    assert known is not None
+    return _next_boundary(_known(view, row), _length(view.refresh)) + _length(view.source.delay)
+
+
+def _known(view: FeatureView, row: Row) -> int:
+    event = _event_time(view, row)
+    assert event is not None
     created = _created_time(view, row)
-    if view.source.visible_from == "created_time" and created is not None:
-        known = max(known, created)
-    return _next_boundary(known, _length(view.refresh)) + _length(view.source.delay)
+    is_late = view.source.visible_from == "created_time" and created is not None
+    return max(event, created) if is_late and created is not None else event
+
+
+def _boundary_before(moment: int, refresh: int) -> int:
+    if refresh == 0:
+        return moment
+    steps = moment // refresh
+    while (steps + 1) * refresh <= moment:
+        steps += 1
+    return steps * refresh
 
 
 def _next_boundary(moment: int, refresh: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from featurestore import Alias, Entity, FeatureService, FeatureView, FileSource
@@ -44,11 +43,6 @@ def parts(*definitions: Definition) -> list[Definition]:
         for part in (*(parts(*(one for one in referred if not isinstance(one, str)))), each):
             found[type(part), part.name] = part
     return list(found.values())
-
-
-def sqlite_registry(file: Path, project: str = "test") -> Registry:
-    """Open the registry of a project in a file."""
-    return Registry(f"sqlite:///{file}", project, "sqlite:///registry.db")
 
 
 def apply(registry: Registry, *definitions: Definition, now: int = NOON) -> Plan:

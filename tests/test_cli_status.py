@@ -54,12 +54,14 @@ def test_status_shows_lag_failures_and_old_versions(run: Run, fresh: Path, monke
         assert run(*until, "--start", "2024-01-02", repo=fresh).code == 1
 
     result = run("status", repo=fresh).out
-    [view] = run("status", "--json", repo=fresh).json()["views"]
+    kept, view = run("status", "--json", repo=fresh).json()["views"]
     versions = run("status", "--all", "--json", repo=fresh).json()["views"]
 
     assert (view["behind_seconds"], view["is_overdue"], view["online"]) == (3 * 3600 + 1800, True, "behind")
     assert re.search(r"^machine_health +2 +serving +2024-01-02T20:30:00Z +3h 30m +\d+ +\d+ +behind +failed$", result, re.MULTILINE)
     assert "machine_health v2: the online store redis://127.0.0.1:1 does not answer" in result
+    assert (kept["version"], kept["state"], kept["is_rollback"], kept["needs"]) == (1, "replaced", True, ["its online load"])
+    assert "machine_health v1: to serve again, it waits for its online load" in result
     assert [(each["version"], each["state"]) for each in versions] == [(1, "replaced"), (2, "serving")]
 
 

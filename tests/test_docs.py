@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +18,21 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from featurestore import FeatureStore
+import featurestore
+from featurestore import FeatureStore, cli, errors
 from featurestore.online import embedded
 from featurestore.settings import Settings
+from featurestore_server.app import create_app
+from featurestore_server.contract import PROBLEMS
 from tests.conftest import CHECKOUT
 
-DOCUMENTS = ("README.md", "docs/start.md", "docs/point-in-time.md")
+sys.path.insert(0, str(CHECKOUT / "tools"))
+reference = importlib.import_module("reference")
+sys.path.pop(0)
+
+PAGES = sorted(str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "docs").rglob("*.md"))
+REFERENCE = [page for page in PAGES if page.startswith("docs/reference/")]
+DOCUMENTS = ["README.md", *(page for page in PAGES if page not in REFERENCE)]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
 
@@ -30,14 +43,25 @@ class _Reader:
 
     folder: Path
     environment: dict[str, str]
+    is_quick: bool = False
 
     def shell(self, text: str) -> str:
         """Run shell commands, stay in the folder that they end in, and return what the last one printed."""
         output = ""
         for line in text.splitlines():
+            if self.is_quick and line.startswith("featurestore ") and not set(line) & set("|>$"):
+                output = self._in_process(shlex.split(line)[1:])
+                continue
             output, _, place = self._run(["bash", "-ec", f"{line}\necho; pwd"]).rstrip().rpartition("\n")
             self.folder = Path(place)
         return output
+
+    def _in_process(self, arguments: list[str]) -> str:
+        """Run a command line as `featurestore` does, without the second that a process of its own takes."""
+        printed = io.StringIO()
+        with contextlib.chdir(self.folder), contextlib.redirect_stdout(printed):
+            assert cli.main(arguments) == 0
+        return printed.getvalue()
 
     def python(self, text: str) -> str:
         """Run a Python program."""
@@ -48,8 +72,6 @@ class _Reader:
         request, answer = text.split("\n\n")
         line, body = request.split("\n", 1)
         method, path = line.split()
-        from featurestore_server.app import create_app
-
         with FeatureStore(self.folder) as store, TestClient(create_app(store)) as client:
             assert client.request(method, path, json=json.loads(body)).json() == json.loads(answer)
 
@@ -73,7 +95,7 @@ def reader(tmp_path: Path) -> Iterator[_Reader]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_block_runs_and_prints_what_the_document_says(document: str, reader: _Reader) -> None:
     """A reader who types the document block by block sees what it shows."""
-    output = ""
+    output, reader.is_quick = "", "/" in document.removeprefix("docs/")  # README and start are typed, each command a process
     for language, text in BLOCK.findall((CHECKOUT / document).read_text("utf-8")):
         if language == "sh" and text.startswith("make "):
             _check_targets(text)
@@ -99,7 +121,7 @@ def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/online.md", "docs/sizing.md", "benchmarks/README.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, *REFERENCE, "docs/online.md", "docs/sizing.md", "benchmarks/README.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link names a file of the repository."""
     for target in LINK.findall((CHECKOUT / document).read_text("utf-8")):
@@ -109,6 +131,11 @@ def test_links_lead_somewhere(document: str) -> None:
 def test_every_setting_is_documented_with_its_default() -> None:
     """The table in docs/start.md is the settings, no more and no fewer."""
     rows = re.findall(r"^\| `([\w.]+)` \| *(.*?) *\|", (CHECKOUT / "docs/start.md").read_text("utf-8"), re.MULTILINE)
+    assert dict(rows) == _settings()
+
+
+def _settings() -> dict[str, str]:
+    """Return each setting and its default, as a document shows it."""
     expected = {}
     for name, field in Settings.model_fields.items():
         if name == "root":
@@ -118,7 +145,44 @@ def test_every_setting_is_documented_with_its_default() -> None:
             expected[name] = "" if field.is_required() else "the clock"
         else:
             expected |= {f"{name}.{each}": f"`{inner.default}`" for each, inner in section.items()}
-    assert dict(rows) == expected
+    return expected
+
+
+@pytest.mark.parametrize("page", sorted(reference.pages()))
+def test_the_reference_says_what_the_code_says(page: str) -> None:
+    """Each page is what the generator makes of the code; if it is not: python tools/reference.py."""
+    assert (CHECKOUT / "docs/reference" / page).read_text("utf-8") == reference.pages()[page]
+
+
+def test_every_command_setting_route_and_error_is_in_the_reference() -> None:
+    """What the code has is counted apart from the generator: commands, settings, routes, error codes, problems, public names."""
+    text = {page: (CHECKOUT / "docs/reference" / page).read_text("utf-8") for page in reference.pages()}
+    commands = [name for functions in cli._COMMANDS.values() for name in functions]
+    assert re.findall(r"^### featurestore (.+)$", text["cli.md"], re.MULTILINE) == commands
+    for path in create_app(FeatureStore(CHECKOUT / "definitions")).openapi()["paths"]:
+        route = re.sub(r"/(entities|sources|feature-views|aliases|feature-services)\b", "/<kind>", path).replace("{name}", "<name>")
+        assert route in text["http.md"], path
+    codes = {getattr(errors, name).code for name in errors.__all__ if hasattr(getattr(errors, name), "code")}
+    assert set(re.findall(r"^\| `([\w-]+)`", text["errors.md"], re.MULTILINE)) == codes
+    assert set(re.findall(r"^\| `([\w-]+)`", text["http.md"], re.MULTILINE)) == set(PROBLEMS)
+    assert set(re.findall(r"^## (\w+)$", text["python.md"], re.MULTILINE)) == set(featurestore.__all__)
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) \|", text["settings.md"], re.MULTILINE)
+    assert [(name, default.replace("(required)", "")) for name, default in rows] == list(_settings().items())
+
+
+def test_every_page_is_found_from_the_index() -> None:
+    """docs/README.md links to each page."""
+    links = {str(Path("docs") / link) for link in LINK.findall((CHECKOUT / "docs/README.md").read_text("utf-8"))}
+    assert links == set(PAGES) - {"docs/README.md"}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/concepts/")])
+def test_each_rule_has_tests_that_carry_its_name(page: str) -> None:
+    """A concept page begins with its rule's number, which tests name in what they state."""
+    number = int(re.fullmatch(r"docs/concepts/t(\d\d)-[\w-]+\.md", page)[1])  # type: ignore[index]
+    assert (CHECKOUT / page).read_text("utf-8").startswith(f"# T{number}: ")
+    tests = [path.read_text("utf-8") for path in (CHECKOUT / "tests").glob("test_*.py") if path.name != "test_docs.py"]
+    assert any(re.search(rf'"""[^"]*\bT{number}\b', text) for text in tests)
 
 
 @pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])

@@ -23,7 +23,6 @@ from featurestore.errors import (
 )
 from featurestore.materialize import offline_table
 from featurestore.online import embedded
-from featurestore.registry.lease import lease
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 from tests.contents import table_rows, temperatures
 
@@ -125,7 +124,7 @@ def test_two_runs_on_one_view_exclude_each_other(weather_repo: Repo) -> None:
     store.apply()
     [version] = store.applied().versions
     with (
-        lease(weather_repo.folder / ".featurestore" / "leases", version.uid, "view 'airport_weather'"),
+        store.registry.lease(version),
         pytest.raises(RunInProgressError, match=f"'airport_weather' is being materialized by process {os.getpid()}"),
     ):
         store.materialize()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import datetime as dt
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from featurestore import Entity, FeatureStore, FeatureView, FileSource
+from featurestore import Aggregation, Entity, FeatureStore, FeatureView, FileSource
 from featurestore.definitions import FeatureView as View
 from featurestore.online import embedded
 from featurestore.online.store import Status
 from featurestore.types import Int64
 from tests.conftest import HOUR, NOON, TIME, at
-from tests.oracle import Row, row_at, visible_time
+from tests.oracle import Row, row_at, value_at, visible_time, windows_at
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +53,18 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "visible from created time": ({"created_time": "made", "visible_from": "created_time"}, {"refresh": "30m"}),
     "lookback": ({}, {"lookback": "1h"}),
     "history start": ({}, {"history_start": at(NOON)}),
+    "windows": ({}, {}),
+    "windows, refresh, delay and ttl": ({"delay": "10m"}, {"refresh": "1h", "ttl": "4h"}),
+    "windows of late rows": ({"created_time": "made", "visible_from": "created_time"}, {"refresh": "30m"}),
 }
+AGGREGATIONS = [
+    Aggregation("*", "count", ["1h", "3h"]),
+    Aggregation("value", "sum", ["1h", "2h"], type=Int64),
+    Aggregation("value", "last_n", ["5h"], n=2, type=Int64),
+]
+AGGREGATIONS_TEXT = """[
+    Aggregation("*", "count", ["1h", "3h"]), Aggregation("value", "sum", ["1h", "2h"]), Aggregation("value", "last_n", ["5h"], n=2),
+]"""
 
 
 def _view(variant: str) -> View:
@@ -62,7 +73,8 @@ def _view(variant: str) -> View:
         "readings",
         entities=[Entity("thing", join_keys={"key": "String"})],  # type: ignore[dict-item]  # names of types are read too
         source=FileSource("readings_source", path="rows.parquet", event_time="at", **source),
-        fields={"value": Int64},
+        fields={} if variant.startswith("windows") else {"value": Int64},
+        aggregations=AGGREGATIONS if variant.startswith("windows") else [],
         **view,
     )
 
@@ -144,12 +156,13 @@ def _definition(variant: str) -> str:
     source, view = VARIANTS[variant]
     options = "".join(f", {name}={str(value)!r}" for name, value in view.items())
     sources = "".join(f", {name}={value!r}" for name, value in source.items())
+    features = f"aggregations={AGGREGATIONS_TEXT}" if variant.startswith("windows") else 'fields={"value": Int64}'
     return f"""
 from featurestore import *
 from featurestore.types import *
 thing = Entity("thing", join_keys={{"key": String}})
 source = FileSource("readings_source", path="rows.parquet", event_time="at"{sources})
-readings = FeatureView("readings", entities=[thing], source=source, fields={{"value": Int64}}{options})
+readings = FeatureView("readings", entities=[thing], source=source, {features}{options})
 """
 
 
@@ -173,16 +186,21 @@ def _run_and_compare(store: FeatureStore, model: _Model, source: Rows, now: int,
     assert report.late == (0 if watermark is None else model.late(source, watermark))
     expected = {key: row_at(view, model.rows, (key,), version.watermark) for key in KEYS}
     [rows] = store.online.read([(version, [pa.chunked_array([list(KEYS)])])], now=version.watermark)
-    assert rows.features[0].to_pylist() == [_value(expected[key]) for key in KEYS]
+    served = pa.table(dict(zip(view.feature_names, rows.features, strict=True))).to_pylist()
+    assert served == [_values(view, model.rows, key, version.watermark) for key in KEYS]
     assert rows.event_times.filter(pa.array(rows.statuses == Status.PRESENT)).to_pylist() == [
         row["at"] for row in expected.values() if row
     ]
     assert [status == Status.PRESENT for status in rows.statuses] == [row is not None for row in expected.values()]
     spine = pa.table({"key": list(KEYS) * len(OFFSETS), "event_timestamp": np.repeat([NOON + each for each in OFFSETS], len(KEYS))})
     spine = spine.set_column(1, "event_timestamp", spine["event_timestamp"].cast(TIME))
-    trained = store.get_historical_features(spine, ["readings:value"], incomplete="stale").to_dict()["readings__value"]
-    assert trained == [_value(row_at(view, model.rows, (key,), NOON + each)) for each in OFFSETS for key in KEYS]
+    wanted = [f"readings:{name}" for name in view.feature_names]
+    trained = store.get_historical_features(spine, wanted, incomplete="stale").to_arrow()
+    trained = trained.rename_columns([name.removeprefix("readings__") for name in trained.column_names]).select(view.feature_names)
+    assert trained.to_pylist() == [_values(view, model.rows, key, NOON + each) for each in OFFSETS for key in KEYS]
 
 
-def _value(row: Mapping[str, Any] | None) -> Any:
-    return None if row is None else row["value"]
+def _values(view: View, rows: Sequence[Row], key: str, t: int) -> dict[str, Any]:
+    """Return the features of a key at `t` as the oracle says, all null where there is nothing."""
+    found = (windows_at if view.aggregations else value_at)(view, rows, (key,), t)
+    return found or dict.fromkeys(view.feature_names)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore.definitions import FeatureView
-from featurestore.offline import point_in_time, tables
-from featurestore.offline.keys import key_hash
+from featurestore.offline import asked as asking
+from featurestore.offline import tables
+from featurestore.offline.keys import Encoded, encoded, hashed
 from tests.histories import (
     ABSENT,
     DAY,
@@ -36,6 +36,7 @@ from tests.histories import (
     materialized,
     mismatches,
     numbers,
+    set_bucket_rows,
     source_schema,
     write_files,
 )
@@ -75,18 +76,18 @@ def _is_stored(view: FeatureView, row: Row) -> bool:
     return row["landed"] is not None and all(row[key.name] is not None for key in view.join_keys)
 
 
-Hash = Callable[[Sequence[pa.Array]], npt.NDArray[np.int64]]
+Hash = Callable[[Sequence[Encoded]], npt.NDArray[np.int64]]
 
 
 def constant(value: int) -> Hash:
     """Return a hash that is the same for all keys."""
-    return lambda columns: np.full(len(columns[0]), value, dtype=np.int64)
+    return lambda columns: np.full(len(columns[0].codes), value, dtype=np.int64)
 
 
 HASHES: dict[str, Hash] = {
-    "one bit": lambda columns: key_hash(columns) & 1,
-    "sign": lambda columns: key_hash(columns) >> 63,
-    "the ends": lambda columns: np.where(key_hash(columns) & 1, -(2**63), 2**63 - 1),
+    "one bit": lambda columns: hashed(columns) & 1,
+    "sign": lambda columns: hashed(columns) >> 63,
+    "the ends": lambda columns: np.where(hashed(columns) & 1, -(2**63), 2**63 - 1),
     "zero": constant(0),
     "the least": constant(-(2**63)),
     "the greatest": constant(2**63 - 1),
@@ -100,9 +101,9 @@ def test_keys_whose_hashes_collide_stay_apart(cut: tuple[History, list[Interval]
     """Different keys of one hash, in several files and in buckets of any size, keep their own values (T5)."""
     history, intervals = cut
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "key_hash", HASHES[name])
-        patch.setattr(point_in_time, "key_hash", HASHES[name])
-        patch.setattr(point_in_time, "_BUCKET_ROWS", bucket_rows)
+        patch.setattr(tables, "key_hash", lambda columns: HASHES[name]([encoded(column) for column in columns]))
+        patch.setattr(asking, "hashed", HASHES[name])
+        set_bucket_rows(patch, bucket_rows)
         with materialized(history, intervals) as snapshot:
             assert mismatches(history, snapshot) == []
 
@@ -117,7 +118,7 @@ def test_the_size_of_buckets_changes_nothing(cut: tuple[History, list[Interval]]
         whole = ask(history.view, snapshot, asked)
         for bucket_rows in (1, 3):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(point_in_time, "_BUCKET_ROWS", bucket_rows)
+                set_bucket_rows(patch, bucket_rows)
                 parts = ask(history.view, snapshot, asked)
             assert parts.features.equals(whole.features)
             assert parts.event_times.equals(whole.event_times)

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from featurestore import FileSource
 from featurestore.definitions import Definition
@@ -21,29 +19,17 @@ from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded
 from featurestore.specs import to_reference_spec
 from tests.conftest import HOUR, NOON
-from tests.registries import airport, apply, made, parts, service, sqlite_registry, states, view
-
-Open = Callable[..., Registry]
-
-
-@pytest.fixture
-def open_registry(tmp_path: Path) -> Iterator[Open]:
-    """Open the registry of a project, in one file."""
-    opened: list[Registry] = []
-
-    def open_one(project: str = "test", file: Path | None = None) -> Registry:
-        opened.append(sqlite_registry(file or tmp_path / "registry.db", project))
-        return opened[-1]
-
-    yield open_one
-    for each in opened:
-        each.close()
+from tests.databases import Open
+from tests.registries import airport, apply, made, parts, service, states, view
 
 
-@pytest.fixture
-def registry(open_registry: Open) -> Registry:
-    """One registry in a new file."""
-    return open_registry()
+def execute(url: str, *statements: str) -> None:
+    """Change a database behind the registry's back."""
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 # Apply
@@ -103,7 +89,7 @@ def test_an_apply_that_fails_half_way_changes_nothing(registry: Registry) -> Non
     clashing = replace(plan, new_versions=(replace(plan.new_versions[0], view=view("a"), number=1),))
     before = registry.applied(), registry.history()
 
-    with pytest.raises(RegistryError, match="UNIQUE constraint failed"):
+    with pytest.raises(RegistryError, match=r"UNIQUE constraint failed|violates unique constraint"):
         registry.apply(clashing, now=NOON)
     assert (registry.applied(), registry.history()) == before
 
@@ -165,7 +151,7 @@ def test_a_user_without_a_name_can_apply(tmp_path: Path) -> None:
 
 
 def test_a_registry_is_found_again(open_registry: Open) -> None:
-    """What is applied is there for whoever opens the registry next."""
+    """T10: what is applied is data, and is there for whoever opens the registry next."""
     first = open_registry()
     apply(first, service("s", view("a")))
     first.close()
@@ -178,40 +164,55 @@ def test_the_registry_of_another_project_is_refused(open_registry: Open) -> None
     apply(open_registry("one"), view("a"))
 
     with pytest.raises(
-        RegistryError, match=r"the registry sqlite:///registry\.db belongs to project 'one', not 'two': give each project its own"
+        RegistryError, match=r"the registry the-registry belongs to project 'one', not 'two': give each project its own"
     ):
         open_registry("two")
     assert states(open_registry("one"), "a") == ["a1 serving"]
 
 
-def test_a_registry_with_a_newer_schema_is_refused(open_registry: Open, tmp_path: Path) -> None:
+def test_a_registry_with_a_newer_schema_is_refused(open_registry: Open, database_url: str) -> None:
     """What a newer release wrote is not read by this one, and is left as it is."""
     apply(open_registry(), view("a"))
-    with closing(sqlite3.connect(tmp_path / "registry.db")) as file:
-        file.execute("UPDATE meta SET schema_version = 2")
-        file.commit()
+    execute(database_url, "UPDATE meta SET schema_version = 99")
 
     with pytest.raises(
         RegistryError,
-        match=r"the registry sqlite:///registry\.db has schema 2, this release reads 1: use the release that wrote it",
+        match=r"the registry the-registry has schema 99, this release reads 2: use the release that wrote it, or a newer one",
     ):
         open_registry()
+    execute(database_url, "UPDATE meta SET schema_version = 2")
+    assert states(open_registry(), "a") == ["a1 serving"]
 
 
-def test_a_file_that_is_no_registry_is_refused(open_registry: Open, tmp_path: Path) -> None:
+def test_a_file_that_is_no_registry_is_refused(tmp_path: Path) -> None:
     """A file of another kind is a registry error, not the driver's."""
     (tmp_path / "notes.txt").write_text("no database" * 100)
 
-    with pytest.raises(RegistryError, match=r"the registry sqlite:///registry\.db failed: file is not a database"):
-        open_registry(file=tmp_path / "notes.txt")
+    with pytest.raises(RegistryError, match=r"the registry the-registry failed: file is not a database"):
+        Registry(f"sqlite:///{tmp_path}/notes.txt", "test", "the-registry")
 
 
-def test_a_folder_that_cannot_be_made_is_a_registry_error(open_registry: Open, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_a_registry_error(tmp_path: Path) -> None:
     """A registry below a file, or below a folder that cannot be written, is a registry error, not the system's."""
     (tmp_path / "file").touch()
 
     with pytest.raises(RegistryError):
-        open_registry(file=tmp_path / "file" / "registry.db")
+        Registry(f"sqlite:///{tmp_path}/file/registry.db", "test", "the-registry")
+
+
+@pytest.mark.parametrize("url", ["mysql://me@127.0.0.1/fs", "nonsense", "sqlite+nonsense:///a.db", "redis://127.0.0.1"])
+def test_a_url_of_another_kind_is_refused(url: str) -> None:
+    """What is neither SQLite nor PostgreSQL is a registry error that names the URL as it is shown."""
+    with pytest.raises(RegistryError, match="cannot open the registry the-registry: "):
+        Registry(url, "test", "the-registry")
+
+
+def test_a_server_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    """A PostgreSQL that is not there is a registry error of one line, without the password."""
+    with pytest.raises(RegistryError, match="the registry the-registry failed: ") as error:
+        Registry(f"postgresql://me:secret@/fs?host={tmp_path}", "test", "the-registry")
+    assert "secret" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_missing_driver_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,8 +272,8 @@ def test_coverage_and_load_are_kept_with_the_version(registry: Registry) -> None
     [version] = registry.applied().versions
     assert (version.coverage, version.watermark, version.loaded, version.table_version) == (None, None, None, -1)
 
-    registry.cover(version, Coverage(-5, NOON), 3)
     number = registry.start_run(version, None, NOON, now=NOON)
+    registry.cover(version, Coverage(-5, NOON), 3, number)
     registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 3))
     again = registry.version(version.id)
 

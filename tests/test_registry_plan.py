@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +9,7 @@ from featurestore import Entity, FileSource
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.types import Float64, Int64, String
-from tests.registries import apply, parts, reasons, runways, service, sqlite_registry, view
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """One registry in a new file."""
-    with closing(sqlite_registry(tmp_path / "registry.db")) as opened:
-        yield opened
+from tests.registries import apply, parts, reasons, runways, service, view
 
 
 def changed(plan: Plan) -> list[tuple[str, str, str]]:
@@ -221,8 +211,10 @@ def test_a_plan_is_json(registry: Registry) -> None:
                 "replaces": 1,
                 "reasons": [{"field": "ttl", "before": None, "after": "6h"}],
                 "materialization": "from the beginning of its source until it covers what version 1 covers; then it takes over",
+                "is_resumed": False,
             }
         ],
         "dropped_candidates": [],
+        "candidates": [],
         "warnings": list(plan.warnings),
     }

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,14 +9,7 @@ from featurestore.errors import InputError, NotFoundError
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import select
 from featurestore.types import Float64, Int64, String
-from tests.registries import apply, service, sqlite_registry, view
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """One registry in a new file."""
-    with closing(sqlite_registry(tmp_path / "registry.db")) as opened:
-        yield opened
+from tests.registries import apply, service, view
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 from featurestore import FeatureStore
 from featurestore_server.app import create_app
-from tests.conftest import NOON
+from tests.conftest import NOON, WEATHER, Repo
 from tests.service import ended, problem, write_repo
 
 
@@ -86,3 +86,33 @@ def test_what_was_never_materialized_has_no_watermark(tmp_path: Path) -> None:
     assert {(each["watermark"], each["coverage_start"], each["table_version"]) for each in versions} == {(None, None, None)}
     assert {(each["watermark"], each["seconds_behind"]) for each in freshness} == {(None, None)}
     assert set(service) >= {"keys", "columns"}
+
+
+def test_versions_say_what_they_wait_for_and_where_a_rollback_leads(weather_repo: Repo) -> None:
+    """T11 over HTTP: each state is shown, a candidate with its needs; a service that waits is a 409 that says for what."""
+    store = weather_repo.open()
+    for ttl in ("4h", "5h", "6h"):
+        weather_repo.define(WEATHER.replace('ttl="6h"', f'ttl="{ttl}"'))
+        store.apply()
+        store.materialize()
+    store.prune(now=True)
+    more = 'later = FeatureService("later", features=[airport_weather])\n'
+    weather_repo.define(WEATHER.replace('ttl="6h"', 'ttl="7h"') + more)
+    store.apply()
+    client = TestClient(create_app(store))
+    versions = client.get("/v1/registry/versions").json()["versions"]
+    assert [(each["version"], each["state"], each["is_rollback"], each["waits_for"]) for each in versions] == [
+        (1, "removed", False, []),
+        (2, "replaced", True, []),
+        (3, "serving", False, []),
+        (4, "candidate", False, ["airport_weather v4: materialization until 2013-06-01T12:00:00Z"]),
+    ]
+    assert client.get("/v1/registry/feature-views/airport_weather").json()["versions"] == versions
+    response = client.post("/v1/online-features", json={"feature_service": "later", "entities": {"origin": ["EWR"]}})
+    found = problem(response, 409, "pending")
+    assert found["name"] == "later"
+    assert found["detail"].endswith("waits for airport_weather v4: materialization until 2013-06-01T12:00:00Z")
+    store.materialize()
+    assert client.post(
+        "/v1/online-features", json={"feature_service": "flight_weather", "entities": {"origin": ["EWR"]}}
+    ).is_success

@@ -53,6 +53,9 @@ def flat(settings: Settings) -> dict[str, Any]:
         "now": settings.now,
         "registry.url": settings.registry.url,
         "offline.path": settings.offline.path,
+        "offline.memory_limit": settings.offline.memory_limit,
+        "offline.threads": settings.offline.threads,
+        "offline.temp_directory": settings.offline.temp_directory,
         "online.url": settings.online.url,
         "online.timeout_ms": settings.online.timeout_ms,
     }
@@ -63,6 +66,9 @@ DEFAULTS = {
     "now": None,
     "registry.url": "sqlite:///.featurestore/registry.db",
     "offline.path": ".featurestore/offline",
+    "offline.memory_limit": None,
+    "offline.threads": None,
+    "offline.temp_directory": None,
     "online.url": "embedded",
     "online.timeout_ms": 2000,
 }
@@ -82,6 +88,9 @@ now = 2013-06-01T12:00:00Z
 url = "postgresql+psycopg://me@db/fs"
 [offline]
 path = "/data/offline"
+memory_limit = "4GB"
+threads = 3
+temp_directory = "/scratch"
 [online]
 url = "redis://cache:6379/1"
 timeout_ms = 50
@@ -92,6 +101,9 @@ timeout_ms = 50
         "now": NOON,
         "registry.url": "postgresql+psycopg://me@db/fs",
         "offline.path": "/data/offline",
+        "offline.memory_limit": "4GB",
+        "offline.threads": 3,
+        "offline.temp_directory": "/scratch",
         "online.url": "redis://cache:6379/1",
         "online.timeout_ms": 50,
     }
@@ -102,6 +114,9 @@ VARIABLES = [
     ("FEATURESTORE_NOW", "2013-06-01T12:00:00Z", "now", NOON),
     ("FEATURESTORE_REGISTRY__URL", "sqlite:///r.db", "registry.url", "sqlite:///r.db"),
     ("FEATURESTORE_OFFLINE__PATH", "tables", "offline.path", "tables"),
+    ("FEATURESTORE_OFFLINE__MEMORY_LIMIT", "512MB", "offline.memory_limit", "512MB"),
+    ("FEATURESTORE_OFFLINE__THREADS", "1", "offline.threads", 1),
+    ("FEATURESTORE_OFFLINE__TEMP_DIRECTORY", "spill", "offline.temp_directory", "spill"),
     ("FEATURESTORE_ONLINE__URL", "redis://b", "online.url", "redis://b"),
     ("FEATURESTORE_ONLINE__TIMEOUT_MS", "7", "online.timeout_ms", 7),
 ]

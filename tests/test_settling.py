@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,21 +11,14 @@ from featurestore.registry.settling import ObjectState, settle
 from featurestore.registry.state import Coverage, Loaded, Version
 from featurestore.types import Int64
 from tests.conftest import HOUR, NOON
-from tests.registries import airport, apply, made, reasons, service, sqlite_registry, states, view
-
-
-@pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    """One registry in a new file."""
-    with closing(sqlite_registry(tmp_path / "registry.db")) as opened:
-        yield opened
+from tests.registries import airport, apply, made, reasons, service, states, view
 
 
 def run(registry: Registry, name: str, until: int = NOON, *, load: bool = True) -> None:
     """Record a run on the newest version of a view, as `materialize` does: covered until an instant, and loaded or not."""
     version = registry.applied().versions_of(name)[-1]
     number = registry.start_run(version, None, until, now=until)
-    registry.cover(version, Coverage(0, until), number)
+    registry.cover(version, Coverage(0, until), number, number)
     registry.finish_run(version, number, now=until, report={}, loaded=Loaded(number, number) if load else None)
 
 
@@ -284,7 +274,7 @@ def test_a_load_that_does_not_cover_does_not_promote(registry: Registry) -> None
     apply(registry, view("a", ttl="6h"))
     version = registry.applied().versions[-1]
     number = registry.start_run(version, None, NOON, now=NOON)
-    registry.cover(version, Coverage(0, NOON), 1)
+    registry.cover(version, Coverage(0, NOON), 1, number)
     registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 1), error="the disk is full")
 
     assert states(registry, "a") == ["a1 serving", "a2 candidate"]
@@ -352,15 +342,25 @@ def test_reverting_a_definition_drops_its_candidate(registry: Registry) -> None:
     assert apply(registry, service("s", view("a"))).is_empty
 
 
-def test_going_back_to_what_has_been_replaced_is_a_new_version(registry: Registry) -> None:
-    """A replaced version stays for rollback; the same definition later is a version of its own, since sources have moved on."""
+def test_going_back_to_the_version_that_is_kept_takes_it_up_again(registry: Registry) -> None:
+    """The version that served before is kept up to date for rollback, so the same definition later is that version."""
     apply(registry, view("a"))
     run(registry, "a")
     apply(registry, view("a", ttl="6h"))
     run(registry, "a")
-    apply(registry, view("a"))
+    plan = apply(registry, view("a"))
 
-    assert states(registry, "a") == ["a1 replaced", "a2 serving", "a3 candidate"]
+    assert [(new.number, new.replaces, new.is_resumed) for new in plan.new_versions] == [(1, 2, True)]
+    assert states(registry, "a") == ["a1 serving", "a2 replaced"]
+
+
+def test_going_back_further_is_a_new_version(registry: Registry) -> None:
+    """What no rollback reaches any more is not kept up to date; the same definition later is a version of its own."""
+    for ttl in ("5h", "6h", "7h", "5h"):
+        apply(registry, view("a", ttl=ttl))
+        run(registry, "a")
+
+    assert states(registry, "a") == ["a1 replaced", "a2 replaced", "a3 replaced", "a4 serving"]
 
 
 def test_removing_a_view_and_its_service_ends_both_at_once(registry: Registry) -> None:

@@ -12,7 +12,6 @@ import pytest
 from featurestore.errors import ConflictError, IncompleteError, OnlineStoreError, RunInProgressError, SpineError
 from featurestore.offline.point_in_time import values_at
 from featurestore.online import embedded
-from featurestore.registry.lease import lease
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 from tests.contents import temperatures
 
@@ -65,9 +64,12 @@ def _failing(*_: Any, **__: Any) -> int:
     raise OnlineStoreError("gone")
 
 
-def test_a_registry_restored_from_a_copy_numbers_its_runs_above_those_online(weather_repo: Repo) -> None:
+def test_a_registry_restored_from_a_copy_numbers_its_runs_above_those_online(
+    weather_repo: Repo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T8: a row is replaced if its order is not lower, so a run's number has to exceed every run that wrote rows."""
     registry = weather_repo.folder / ".featurestore" / "registry.db"
+    monkeypatch.setenv("FEATURESTORE_REGISTRY__URL", "sqlite:///.featurestore/registry.db")  # a file, which is copied
     copy = weather_repo.folder / "copy.db"
     store = weather_repo.open()
     store.apply()
@@ -105,7 +107,7 @@ def test_a_plan_made_before_a_takeover_is_refused(weather_repo: Repo) -> None:
     store.materialize()
     with pytest.raises(ConflictError, match="plan again"):
         store.apply(plan)
-    assert [new.number for new in store.apply().new_versions] == [3]
+    assert [(new.number, new.is_resumed) for new in store.apply().new_versions] == [(1, True)]
 
 
 def test_a_view_put_online_is_an_error_until_it_is_loaded(weather_repo: Repo) -> None:
@@ -178,7 +180,7 @@ def test_teardown_waits_for_no_run_and_removes_nothing_under_one(weather_repo: R
     store.materialize()
     [version] = store.applied().versions
     with (
-        lease(weather_repo.folder / ".featurestore" / "leases", version.uid, "view 'airport_weather'"),
+        store.registry.lease(version),
         pytest.raises(RunInProgressError),
     ):
         store.teardown()
@@ -191,10 +193,10 @@ def test_a_result_larger_than_an_arrow_column_comes_in_parts(weather_repo: Repo,
     store.apply()
     store.materialize()
 
-    def overflowing(view: Any, snapshot: Any, keys: Any, times: Any, *rest: Any) -> Any:
-        if len(times) > 2:
+    def overflowing(view: Any, snapshot: Any, asked: Any, *rest: Any, **options: Any) -> Any:
+        if asked.count > 2:
             raise pa.ArrowInvalid("Take operation overflowed binary array capacity")
-        return values_at(view, snapshot, keys, times, *rest)
+        return values_at(view, snapshot, asked, *rest, **options)
 
     monkeypatch.setattr("featurestore.offline.training.values_at", overflowing)
     origins = ["EWR", "XXX", "EWR", "JFK", "EWR"]

@@ -259,8 +259,8 @@ def test_an_alias_looks_up_by_its_own_column(several: FeatureStore) -> None:
 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compute two rows at a time, as a large spine is computed millions of values at a time."""
-    monkeypatch.setattr(training, "_CHUNK_VALUES", 8)
+    """Compute one row at a time, as a large spine is computed in parts that fit into memory."""
+    monkeypatch.setattr(training, "_ASKED_BYTES", 10**18)
     monkeypatch.setattr(spines, "_BATCH_ROWS", 1)
 
 
@@ -303,11 +303,12 @@ def _failing_later() -> pa.Table:
 
 @pytest.mark.usefixtures("small_chunks")
 def test_batches_come_as_they_are_computed(numbered: FeatureStore) -> None:
-    """`to_batches` gives what it has before it computes the next: here the first two rows, though the fourth is faulty."""
+    """`to_batches` gives what it has before it computes the next: here the first three rows, though the fourth is faulty."""
     batches = numbered.get_historical_features(_failing_later(), ["doubled:twice"]).to_batches()
 
     assert next(batches)["doubled__twice"].to_pylist() == [2]
     assert next(batches)["doubled__twice"].to_pylist() == [4]
+    assert next(batches)["doubled__twice"].to_pylist() == [6]
     with pytest.raises(SpineError, match="key column 'n' holds a value that Int32 cannot"):
         next(batches)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featurestore.offline import point_in_time
+from featurestore.offline.asked import Asked as AskedRows
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.sources import BEGINNING
 from featurestore.types import Array, Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
@@ -36,6 +36,7 @@ from tests.histories import (
     materialize,
     moment,
     numbers,
+    set_bucket_rows,
     source_schema,
     write_files,
 )
@@ -142,7 +143,7 @@ def test_a_projection_gives_its_features_in_its_order(tmp_path: Path) -> None:
     snapshot = materialize(view, tmp_path)
 
     for features in (["z", "x"], ["y"], []):
-        values = values_at(view, snapshot, [pa.chunked_array([["a"]])], np.array([LAST]), features)
+        values = values_at(view, snapshot, AskedRows.of([pa.chunked_array([["a"]])], np.array([LAST])), features)
         assert values.features.column_names == features
         assert values.present.tolist() == [True]
         assert values.features.to_pylist() == [{name: row[name] for name in features}]
@@ -158,7 +159,7 @@ def test_keys_may_come_in_chunks_and_slices(tmp_path: Path) -> None:
     names = pa.chunked_array([["x", "y"], pa.array(["no", None, "x", "y"]).slice(1), pa.array([], pa.string())])
     integers = pa.chunked_array([pa.array([9, 0, 1, 2]).slice(1), pa.array([3, None], pa.int64())])
 
-    values = values_at(view, materialize(view, tmp_path), [names, integers], np.full(5, LAST), ["n"])
+    values = values_at(view, materialize(view, tmp_path), AskedRows.of([names, integers], np.full(5, LAST)), ["n"])
 
     assert values.features["n"].to_pylist() == [0, 11, None, 30, None]
 
@@ -196,7 +197,7 @@ def test_every_key_type_finds_its_own_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_: ValueType, keys: list[Any], bucket_rows: int
 ) -> None:
     """Keys of each type are found by their value, in several files of a table, and null is no value."""
-    monkeypatch.setattr(point_in_time, "_BUCKET_ROWS", bucket_rows)
+    set_bucket_rows(monkeypatch, bucket_rows)
     view = define({"k": type_}, {"n": Int64}, batch_source(is_created=False))
     rows = [
         {"k": key, "landed": moment(JUNE_1 + day * DAY), "written": None, "n": 100 * day + number}
@@ -243,7 +244,7 @@ def test_every_feature_type_gives_back_what_went_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, type_: ValueType, values: list[Any], bucket_rows: int
 ) -> None:
     """A value comes back as it was written, in the declared Arrow type, beside nulls and absent rows (T5)."""
-    monkeypatch.setattr(point_in_time, "_BUCKET_ROWS", bucket_rows)
+    set_bucket_rows(monkeypatch, bucket_rows)
     view = define({"tail": String}, {"x": type_}, batch_source())
     stored = [*values, None]
     rows = [

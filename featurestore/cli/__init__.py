@@ -16,6 +16,8 @@ import typer
 
 from featurestore.cli.catalog import describe, list_objects
 from featurestore.cli.definitions import apply, init, plan
+from featurestore.cli.doctor import doctor
+from featurestore.cli.erasing import delete_entities
 from featurestore.cli.failures import guarded
 from featurestore.cli.invocation import Debug, Invocation, Json, exposed
 from featurestore.cli.lifecycle import stop, teardown
@@ -23,14 +25,15 @@ from featurestore.cli.running import materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
 from featurestore.cli.training import get_historical
+from featurestore.cli.versions import prune, rollback
 
 __all__ = ["main"]
 
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Definitions": {"init": init, "plan": plan, "apply": apply, "list": list_objects, "describe": describe},
-    "Running": {"materialize": materialize, "sync": sync, "status": status},
+    "Running": {"materialize": materialize, "sync": sync, "status": status, "rollback": rollback, "doctor": doctor},
     "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
-    "Ending": {"stop": stop, "teardown": teardown},
+    "Ending": {"delete-entities": delete_entities, "prune": prune, "stop": stop, "teardown": teardown},
 }
 
 

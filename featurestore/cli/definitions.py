@@ -106,6 +106,11 @@ def _plan_lines(planned: Plan) -> Iterator[RenderableType]:
         yield from _version_lines(new)
     for view in planned.dropped_candidates:
         yield Text(f"- the candidate version of {view} that never served is dropped", "red")
+    if planned.waiting:
+        yield Text("\nCandidates" if planned.changes or planned.new_versions else "Candidates", "bold")
+    for each in planned.waiting:
+        own = f"{each.view} v{each.number}"
+        yield Text(f"  {own} waits for {'; '.join(need.removeprefix(f'{own}: ') for need in each.needs)}", "yellow")
     for warning in planned.warnings:
         yield Text.assemble(("warning: ", "bold yellow"), warning)
     yield Text(_summary(planned), "bold")
@@ -136,6 +141,9 @@ def _change_lines(change: Change) -> Iterator[Text]:
 
 def _version_lines(new: NewVersion) -> Iterator[Text]:
     name = f"{new.view.name} v{new.number}"
+    if new.is_resumed:
+        yield Text(f"~ {name}, kept for rollback, replaces v{new.replaces}: at once, or when it has what it lacks", "yellow")
+        return
     if new.replaces is None:
         yield Text(f"+ {name}: materialize {new.materialization}", "green")
         return

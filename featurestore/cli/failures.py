@@ -18,7 +18,15 @@ import typer
 from rich.text import Text
 
 from featurestore.cli.rendering import messages
-from featurestore.errors import DefinitionError, FeatureStoreError, InputError, NotFoundError, RunsFailedError
+from featurestore.errors import (
+    DefinitionError,
+    FeatureStoreError,
+    InputError,
+    NotFoundError,
+    PendingError,
+    RollbackError,
+    RunsFailedError,
+)
 
 __all__ = ["guarded"]
 
@@ -108,7 +116,7 @@ def _record(error: Exception) -> dict[str, Any]:
     record: dict[str, Any] = {"code": code, "message": _message(error)}
     if isinstance(error, NotFoundError):
         record |= {"name": error.name, "nearest": list(error.nearest)}
-    elif isinstance(error, InputError) and error.name is not None:
+    elif isinstance(error, InputError | PendingError | RollbackError) and error.name is not None:
         record["name"] = error.name
     elif isinstance(error, DefinitionError):
         record["faults"] = [asdict(fault) for fault in error.faults]

@@ -102,6 +102,10 @@ def _row(report: Report, seconds: float) -> list[Any]:
 
 
 def _remarks(call: Invocation, report: Report) -> Iterator[Text]:
+    if report.error:
+        yield _remark(
+            report, f"v{report.version}, kept for rollback, could not be brought up to date: {report.error.splitlines()[0]}"
+        )
     for count, lack in ((report.null_keys, "a null join key"), (report.null_times, "no event time")):
         if count:
             yield _remark(report, f"skipped {counted(count, 'source row')} with {lack}")

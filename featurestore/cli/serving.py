@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featurestore.registry.selection import Selection
     from featurestore.types import ValueType
 
-__all__ = ["Features", "features_named", "get_online", "serve"]
+__all__ = ["Features", "Keys", "features_named", "get_online", "key_columns", "serve"]
 
 _SERVER = "featurestore_server"
 _NUMBERS = ("Int32", "Int64", "Float32", "Float64", "Bool")
@@ -54,7 +54,7 @@ def get_online(call: Invocation, features: Features, key: Keys = None) -> None:
     """
     with call.store() as store:
         selection = store.selection(features_named(features))
-        vectors = store.get_online_features(_entities(key or (), selection.keys), features_named(features))
+        vectors = store.get_online_features(key_columns(key or (), selection.keys), features_named(features))
     types = selection.keys | selection.types()
     values = {name: list(map(types[name].to_json, vectors.columns[name].to_pylist())) for name in vectors.columns.column_names}
     record = {
@@ -86,7 +86,8 @@ def serve(call: Invocation, host: Host = "127.0.0.1", port: Port = 8000) -> None
 # Keys
 
 
-def _entities(options: Iterable[str], types: Mapping[str, ValueType]) -> dict[str, list[Any]]:
+def key_columns(options: Iterable[str], types: Mapping[str, ValueType]) -> dict[str, list[Any]]:
+    """Read the columns of keys out of options of the form `NAME=VALUE,VALUE,…`."""
     columns: dict[str, list[Any]] = {}
     for option in options:
         name, separator, text = option.partition("=")

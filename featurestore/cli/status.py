@@ -17,15 +17,15 @@ from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
     from featurestore.online.sizing import Usage
-    from featurestore.registry.state import Run, Version
+    from featurestore.registry.state import Applied, Run, Version
     from featurestore.store import FeatureStore
 
 __all__ = ["status"]
 
 _RUNS = 1000
-_LIVING = ("serving", "candidate")
+_COLOURS = {"serving": "green", "candidate": "yellow"}
 
-All = Annotated[bool, typer.Option("--all", metavar="", help="Show replaced and dropped versions too.")]
+All = Annotated[bool, typer.Option("--all", metavar="", help="Show versions too that no rollback can reach.")]
 
 
 def status(call: Invocation, show_all: All = False) -> None:
@@ -37,13 +37,16 @@ def status(call: Invocation, show_all: All = False) -> None:
         runs: dict[tuple[str, int], Run] = {}
         for run in store.runs(_RUNS):
             runs.setdefault((run.view, run.version), run)
-        chosen = [version for version in store.applied().versions if show_all or version.state in _LIVING]
+        applied = store.applied()
+        chosen = [version for version in applied.versions if show_all or version.is_fed]
         chosen.sort(key=lambda version: (version.view.name, version.number))
         record = _repo_record(store)
         usage = _usage(store, chosen, record["online"])
         record["views"] = [
-            _record(store, version, runs.get((version.view.name, version.number)), usage.get(version.uid)) for version in chosen
+            _record(store, applied, version, runs.get((version.view.name, version.number)), usage.get(version.uid))
+            for version in chosen
         ]
+        record["waiting"] = [{"kind": kind, "name": name, "needs": list(needs)} for (kind, name), needs in applied.waiting.items()]
     call.answer(record, _parts(call, record))
 
 
@@ -77,7 +80,7 @@ def _usage(store: FeatureStore, versions: Sequence[Version], online: Mapping[str
         return {}
 
 
-def _record(store: FeatureStore, version: Version, run: Run | None, usage: Usage | None) -> dict[str, Any]:
+def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | None, usage: Usage | None) -> dict[str, Any]:
     now, coverage = store.clock(), version.coverage
     behind = None if coverage is None else max(now - coverage.end, 0)
     refresh = duration_micros(version.view.refresh)
@@ -85,6 +88,8 @@ def _record(store: FeatureStore, version: Version, run: Run | None, usage: Usage
         "view": version.view.name,
         "version": version.number,
         "state": version.state,
+        "is_rollback": version.is_rollback,
+        "needs": _needs(applied, version),
         "watermark": None if coverage is None else instant_text(coverage.end),
         "behind_seconds": None if behind is None or version.view.is_static else behind // 1_000_000,
         "is_overdue": behind is None or (bool(refresh) and behind > refresh),
@@ -93,6 +98,16 @@ def _record(store: FeatureStore, version: Version, run: Run | None, usage: Usage
         "online_rows": None if usage is None else asdict(usage),
         "last_run": None if run is None else _run_record(run),
     }
+
+
+def _needs(applied: Applied, version: Version) -> list[str]:
+    """Say what a version needs before it can serve: a candidate what its takeover waits for, a kept one what it lacks itself."""
+    from featurestore.registry.settling import lacks
+
+    if version.state == "candidate":
+        return list(applied.waiting.get(("feature view", version.view.name), ()))
+    serving = (each for each in applied.versions_of(version.view.name) if each.state == "serving")
+    return list(lacks(version, next(serving, None))) if version.is_rollback else []
 
 
 def _offline(store: FeatureStore, version: Version) -> dict[str, Any]:
@@ -138,8 +153,21 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
     yield from fitted(headers, list(map(_row, record["views"])))
     yield from _online_rows(record["views"])
     yield from _troubles(record["views"])
+    yield from _waiting(record)
     if any(view["last_run"] is None for view in record["views"]):
         yield f"\nNext: {call.line('materialize')}"
+
+
+def _waiting(record: Mapping[str, Any]) -> Iterator[Text]:
+    for view in record["views"]:
+        own = f"{view['view']} v{view['version']}: "
+        if view["needs"]:
+            what = "to serve again" if view["is_rollback"] else "to take over"
+            needs = "; ".join(need.removeprefix(own) for need in view["needs"])
+            yield Text.assemble((own, "bold yellow"), f"{what}, it waits for {needs}")
+    for each in record["waiting"]:
+        if each["kind"] != "feature view":
+            yield Text.assemble((f"{each['kind']} {each['name']}: ", "bold yellow"), f"pending, until {'; '.join(each['needs'])}")
 
 
 def _row(view: Mapping[str, Any]) -> list[Any]:
@@ -147,7 +175,7 @@ def _row(view: Mapping[str, Any]) -> list[Any]:
     return [
         view["view"],
         view["version"],
-        Text(view["state"], {"serving": "green", "candidate": "yellow"}.get(view["state"], "dim")),
+        Text("rollback" if view["is_rollback"] else view["state"], _COLOURS.get(view["state"], "dim")),
         NOTHING if view["watermark"] is None else time_text(view["watermark"]),
         _behind(view),
         NOTHING if view["offline"]["rows"] is None else view["offline"]["rows"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -13,7 +13,7 @@ import duckdb
 
 from featurestore.errors import FeatureStoreError
 
-__all__ = ["identifier", "literal", "parquet", "session"]
+__all__ = ["configure", "identifier", "literal", "parquet", "session"]
 
 _OPENING = threading.Lock()
 
@@ -24,12 +24,33 @@ def _database() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"autoinstall_known_extensions": "false"})
 
 
+_limits: dict[str, str | int] = {}
+
+
+def configure(*, memory_bytes: int, threads: int, temp_folder: Path | None) -> None:
+    """Bound the process's one database, from the next session on."""
+    _limits.update(memory_limit=f"{memory_bytes}B", threads=threads)
+    if temp_folder is not None:
+        _limits["temp_directory"] = str(temp_folder)
+
+
+Translation = tuple[type[FeatureStoreError], str]
+
+
 @contextmanager
-def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB session in UTC; its errors leave as `error`, introduced by `what`."""
+def session(
+    error: type[FeatureStoreError], what: str, *, unless_about: Mapping[Path, Translation] | None = None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB session in UTC; its errors leave as `error`, introduced by `what`.
+
+    Those that name a path of `unless_about` leave as that says: what is read and what is written can fail in one query.
+    """
     try:
         with _OPENING:
             connection = _database().cursor()
+            while _limits:
+                name, value = _limits.popitem()
+                connection.execute(f"SET GLOBAL {name} = {literal(str(value))}")
     except duckdb.Error as reason:
         raise error(f"{what}: {reason}") from reason
     try:
@@ -41,6 +62,9 @@ def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDB
             raise KeyboardInterrupt from reason
         if isinstance(reason, RuntimeError) and not isinstance(reason, duckdb.Error):
             raise
+        for path, (kind, introduction) in (unless_about or {}).items():
+            if str(path) in str(reason):
+                raise kind(f"{introduction}: {reason}") from reason
         raise error(f"{what}: {reason}") from reason
     finally:
         connection.close()

@@ -7,27 +7,33 @@ types and
                                   are outside the years 1 to 9999 (they are skipped and counted)
     __created_time   TIMESTAMPTZ  when it was written; null if the source does not say
     __visible_time   TIMESTAMPTZ  v = ceil(known, refresh) + delay; the beginning of time for static rows
-    __seq            BIGINT       file and row order. Rows that tie on event and created time share a visible time, so a run that
-                                  replaces an interval replaces all of them: `seq` need only be consistent within one run
+    __seq            BIGINT       file and row order: the file's place times the rows of the longest, plus the row's place in it.
+                                  Rows that tie on event and created time share a visible time, so a run that replaces an interval
+                                  replaces all of them: `seq` need only be consistent within one run
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 
+from featurestore.aggregations import ALL, Aggregation
 from featurestore.clock import BEGINNING, LAST, duration_micros
 from featurestore.definitions import FeatureView, Field, FileSource
 from featurestore.errors import SourceError, known_names
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
+from featurestore.types import SCALARS
 
-__all__ = ["BEGINNING", "SourceColumns", "describe", "view_faults", "view_rows"]
+__all__ = ["BEGINNING", "SourceColumns", "ViewRows", "describe", "resolved", "view_faults", "view_rows"]
 
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
 _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
@@ -52,6 +58,14 @@ def source_files(source: FileSource, root: Path) -> list[str]:
     return files
 
 
+def _row_counts(source: FileSource, root: Path) -> list[int]:
+    """Return how many rows each file has."""
+    try:
+        return [pq.read_metadata(file).num_rows for file in source_files(source, root)]
+    except (OSError, pa.ArrowException) as reason:
+        raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
+
+
 def describe(source: FileSource, root: Path) -> SourceColumns:
     """Return the columns that all files of a source have.
 
@@ -66,6 +80,9 @@ def describe(source: FileSource, root: Path) -> SourceColumns:
             schemas = [pq.read_schema(file).remove_metadata() for file in files]
         except (OSError, pa.ArrowException) as reason:
             raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
+        for file, schema in zip(files, schemas, strict=True):
+            if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+                raise SourceError(f"source {source.name!r} ({source.path}): {file} has more than one column {twice[0]!r}")
         is_uniform = all(schema.equals(schemas[0]) for schema in schemas)
         alone = [] if is_uniform else [_describe(connection, parquet([file])) for file in files]
     return {
@@ -103,7 +120,7 @@ def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) ->
             faults.append((role, f"{where} has no column {name!r}; {known_names(name, columns)}"))
         elif not _TIME_TYPES.issuperset(columns[name]):
             faults.append((role, f"column {name!r} of {where} is {' and '.join(columns[name])}, not a timestamp"))
-    return faults
+    return faults or [("aggregations", fault) for fault in resolved(view, root)[1]]
 
 
 def _column_fault(field: Field, columns: SourceColumns, where: str) -> str | None:
@@ -115,17 +132,88 @@ def _column_fault(field: Field, columns: SourceColumns, where: str) -> str | Non
     return None
 
 
+def resolved(view: FeatureView, root: Path) -> tuple[FeatureView, list[str]]:
+    """Return the view with the types of all columns that it aggregates, and what is wrong with its aggregations.
+
+    Raises:
+        SourceError: the source cannot be read, or the view's own SQL.
+
+    """
+    faults: list[str] = []
+    found: list[Aggregation] = []
+    rows = _source_query(view, root, describe(view.source, root)) if view.aggregations else ""
+    for each in view.aggregations:
+        try:
+            found.append(_resolved(each, view, rows))
+        except (SourceError, ValueError) as reason:
+            faults.append(f"aggregation {each.part!r}: {_text(reason)}")
+    return (view if faults else cast("FeatureView", replace(cast("Any", view), aggregations=tuple(found)))), faults
+
+
+def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggregation:
+    for name in ("sql", "where"):
+        text = getattr(aggregation, name)
+        # A line of its own, so that a comment at the end hides nothing.
+        if text is not None and (
+            refusals := faults_in(f"SELECT (\n{text}\n) FROM {identifier(view.source.name)}", view.source.name)
+        ):
+            raise ValueError(f"its {name}: {'; '.join(refusals)}")
+    with session(SourceError, "it cannot be computed") as connection:
+        [sql_type] = _describe(connection, f"(SELECT {_expression(aggregation)} AS value FROM {rows})").values()
+    if aggregation.column == ALL:
+        return aggregation
+    if aggregation.type is None:
+        known = next((type_ for type_ in SCALARS if type_.accepts_sql(sql_type)), None)
+        if known is None:
+            raise ValueError(f"column {aggregation.column!r} is {sql_type}, which no type holds without loss; CAST it in its sql")
+        return cast("Aggregation", replace(cast("Any", aggregation), type=known))
+    if not aggregation.type.accepts_sql(sql_type):
+        raise ValueError(f"column {aggregation.column!r} is {sql_type}, which {aggregation.type} cannot hold without loss")
+    return aggregation
+
+
+def _text(reason: Exception) -> str:
+    if isinstance(reason, ValidationError):
+        return "; ".join(error["msg"].removeprefix("Value error, ") for error in reason.errors())
+    return str(reason)
+
+
+def _expression(aggregation: Aggregation) -> str:
+    """Return the SQL that gives the values which an aggregation takes; rows that its condition leaves out are null."""
+    value = "true" if aggregation.column == ALL else identifier(aggregation.column)
+    if aggregation.sql is not None:
+        value = f"(\n{aggregation.sql}\n)"
+    return value if aggregation.where is None else f"CASE WHEN (\n{aggregation.where}\n) THEN {value} END"
+
+
+def _columns(view: FeatureView) -> dict[Field, str]:
+    """Return the SQL expression of each column of a view's rows: its join keys, then what its table stores."""
+    plain = {field: identifier(field.name) for field in (*view.join_keys, *view.fields)}
+    return plain | {each.input: _expression(each) for each in view.aggregations if each.input is not None}
+
+
 @dataclass(frozen=True)
 class ViewRows:
-    """A `SELECT` that gives a view's rows, ready to stand in a FROM clause."""
+    """A `SELECT` that gives a view's rows, ready to stand in a FROM clause. `seq` is an expression that orders as `__seq` does."""
 
     view: FeatureView
     sql: str
+    seq: str
+
+    @property
+    def what(self) -> str:
+        """What is read, for messages."""
+        return f"view {self.view.name!r}, source {self.view.source.name!r}"
 
     @property
     def keys_present(self) -> str:
         """The SQL condition that no join key is null."""
         return " AND ".join(f"{identifier(key.name)} IS NOT NULL" for key in self.view.join_keys)
+
+    def within(self, start: int, end: int) -> str:
+        """Return the rows with all keys and `start < visible time <= end`, ready to stand in a FROM clause."""
+        visible = "epoch_us(__visible_time)"
+        return f"(SELECT * FROM {self.sql} WHERE {self.keys_present} AND {visible} > {start} AND {visible} <= {end})"
 
 
 def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = None) -> ViewRows:
@@ -142,14 +230,17 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
     if faults := view_faults(view, root, columns):
         listed = "; ".join(message for _, message in faults)
         raise SourceError(f"view {view.name!r} cannot be read: {listed}")
-    names = [*view.join_keys, *view.fields]
-    selected = [f"CAST({identifier(field.name)} AS {field.type.sql}) AS {identifier(field.name)}" for field in names]
+    selected = [
+        f"CAST({expression} AS {field.type.sql}) AS {identifier(field.name)}" for field, expression in _columns(view).items()
+    ]
     given = _describe_sql(view, root, columns) if view.sql is not None else columns
     times = [_time(view.source.event_time, given, "__event_time"), _time(view.source.created_time, given, "__created_time")]
     source = _source_query(view, root, columns) + _skipping(view, given, within)
     rows = f"SELECT {', '.join([*selected, *times, '__file_seq AS __seq'])} FROM {source}"
     visible = f"SELECT *, make_timestamptz({_visible_micros(view)}) AS __visible_time FROM ({rows})"
-    return ViewRows(view, f"({visible})")
+    # A sort key of 24 bytes or less is sorted much faster, and a hash, a time and 32 bits of `seq` are one.
+    counts = _row_counts(view.source, root)
+    return ViewRows(view, f"({visible})", "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq")
 
 
 def _skipping(view: FeatureView, columns: SourceColumns, within: tuple[int, int] | None) -> str:
@@ -170,7 +261,8 @@ def _source_query(view: FeatureView, root: Path, columns: SourceColumns) -> str:
     """Return the rows that a view takes its columns from, with their `__file_seq`."""
     is_taken = {"file_index", "file_row_number"} & {name.lower() for name in columns}
     # A file's columns of these names hide DuckDB's own; numbering the rows as they come costs more, and gives the same order.
-    seq = "row_number() OVER ()" if is_taken else "(file_index::BIGINT << 40) | file_row_number"
+    longest = max(_row_counts(view.source, root))
+    seq = "row_number() OVER ()" if is_taken else f"file_index::BIGINT * {longest} + file_row_number"
     given = ", ".join(identifier(name) for name in columns if name.lower() != "__file_seq")
     scan = f"SELECT {given}, {seq} AS __file_seq FROM {parquet(source_files(view.source, root))}"
     if view.sql is None:

@@ -56,6 +56,11 @@ class Spine:
         if held:
             yield pa.Table.from_batches(held, self.schema)
 
+    def bytes_per_row(self) -> int:
+        """Estimate how many bytes a row takes, from the first batch."""
+        batch = next(iter(self.read(None)), None)
+        return 1 if not batch else batch.nbytes // len(batch) + 1
+
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Give the timestamps of all rows, in microseconds."""
         for batch in self.read([self.timestamp_column]):

@@ -83,7 +83,7 @@ def count_late_rows(
     Months whose checksums agree on both sides are not compared row by row.
     """
     columns = (
-        [key.name for key in rows.view.join_keys] + ["__event_time", "__created_time"] + [field.name for field in rows.view.fields]
+        [key.name for key in rows.view.join_keys] + ["__event_time", "__created_time"] + [field.name for field in rows.view.stored]
     )
     listed = ", ".join(map(identifier, columns))
     where = f"{_within(covered)} AND NOT ({_within(replaced)})"

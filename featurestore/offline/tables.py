@@ -8,12 +8,13 @@ Columns, in this order:
     __visible_time   timestamp[us, UTC]; when serving could first have returned the row (T3)
     __seq            int64; file and row order, the last tie-break of T4
     __key_hash       int64; see `keys.py`, whose algorithm the table names as `featurestore.keyHash`
-    <features>       declared types
+    <features>       declared types; in an aggregated view the columns that its aggregations need
 
 Files are **slabs of visible time**: the intervals of visible time of any two files are disjoint, and a file's name states its own
 as `<first>_<last>_<random>.parquet`, in microseconds. How long a slab is follows from the number of rows, as the writer chooses.
 Within a file rows are sorted by (__key_hash, join keys, __visible_time, __event_time, __created_time nulls first, __seq), so the
-rows of one key lie together and those of any range of hashes form a range of row groups.
+rows of one key lie together and those of any range of hashes form a range of row groups. Row groups are small: what few keys ask
+for is then little to read.
 
 An interval `(start, end]` of visible time is replaced by one Delta transaction that removes the files inside it, cuts those across
 its bounds, and adds the new rows. It carries the run's number as application transaction and is never retried: a writer that
@@ -26,24 +27,33 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import duckdb
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from featurestore.clock import from_micros
+from featurestore.clock import from_micros, to_micros
 from featurestore.definitions import FeatureView
-from featurestore.errors import OfflineStoreError
+from featurestore.errors import OfflineStoreError, SourceError
 from featurestore.offline.keys import ALGORITHM, key_hash
 from featurestore.offline.session import identifier, literal, parquet, session
+from featurestore.offline.sources import ViewRows
 
-__all__ = ["DataFile", "OfflineTable", "Snapshot", "table_schema"]
+__all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema"]
 
+_OPTIONS = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384"
+_FOOTERS = 512
+_SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
 HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_hash")
 
@@ -57,9 +67,26 @@ def table_schema(view: FeatureView) -> pa.Schema:
             *times,
             pa.field("__seq", pa.int64(), nullable=False),
             pa.field("__key_hash", pa.int64(), nullable=False),
-            *(pa.field(field.name, field.type.arrow) for field in view.fields),
+            *(pa.field(field.name, field.type.arrow) for field in view.stored),
         ]
     )
+
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a file says of its row groups: how many rows each has, and its least and greatest key hash.
+
+    `stamp` tells it from that of another file of the same name: an erasure writes files anew.
+    """
+
+    stamp: tuple[int, ...]
+    metadata: pq.FileMetaData
+    rows: Integers
+    least: Integers
+    greatest: Integers
 
 
 @dataclass(frozen=True)
@@ -70,6 +97,32 @@ class DataFile:
     first: int
     last: int
     rows: int
+
+    def footer(self) -> Footer:
+        """Return the file's footer; OfflineStoreError if it cannot be read."""
+        try:
+            return _footer(self.path, self.stamp())
+        except (OSError, pa.ArrowException) as reason:
+            raise OfflineStoreError(f"cannot read {self.path}: {reason}") from reason
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what changes when the file is written anew."""
+        status = self.path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(_FOOTERS)
+def _footer(path: Path, stamp: tuple[int, ...]) -> Footer:
+    metadata = pq.read_metadata(path)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    hashes = [group.column(_column(metadata, "__key_hash")).statistics for group in groups]
+    columns = ([group.num_rows for group in groups], [each.min for each in hashes], [each.max for each in hashes])
+    return Footer(stamp, metadata, *(np.array(column, dtype=np.int64) for column in columns))
+
+
+def _column(metadata: pq.FileMetaData, name: str) -> int:
+    paths = (metadata.schema.column(index).path for index in range(metadata.num_columns))
+    return next(index for index, path in enumerate(paths) if path == name)
 
 
 @dataclass(frozen=True)
@@ -85,18 +138,16 @@ class Snapshot:
         return sum(file.rows for file in self.files)
 
     def bytes_per_row(self, columns: Sequence[str]) -> int:
-        """Estimate how many bytes a row of these columns takes, from what the files say; at least 1."""
-        largest = 1
-        for file in self.files:
-            try:
-                groups = pq.read_metadata(file.path)
-            except (OSError, pa.ArrowException) as reason:
-                raise OfflineStoreError(f"cannot read {file.path}: {reason}") from reason
-            parts = [groups.row_group(number) for number in range(groups.num_row_groups)]
-            stored = [part.column(index) for part in parts for index in range(part.num_columns)]
-            size = sum(each.total_uncompressed_size for each in stored if each.path_in_schema.split(".")[0] in columns)
-            largest = max(largest, size // max(1, file.rows))
-        return largest
+        """Estimate how many bytes a row of these columns takes, from what some row groups of each file say; at least 1."""
+        return max([1, *(_bytes_per_row(file.footer().metadata, columns) for file in self.files)])
+
+
+def _bytes_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
+    step = max(1, metadata.num_row_groups // _SAMPLED_ROW_GROUPS)
+    groups = [metadata.row_group(number) for number in range(0, metadata.num_row_groups, step)]
+    stored = [group.column(index) for group in groups for index in range(metadata.num_columns)]
+    size = sum(each.total_uncompressed_size for each in stored if each.path_in_schema.split(".")[0] in columns)
+    return size // max(1, sum(group.num_rows for group in groups))
 
 
 class OfflineTable:
@@ -125,14 +176,14 @@ class OfflineTable:
         first, last, _ = name.split("_", 2)
         return DataFile(self.folder / name, int(first), int(last), rows)
 
-    def replace(self, start: int, end: int, rows: pa.RecordBatchReader, *, run: int) -> tuple[Snapshot, int]:
-        """Replace the rows with `start < visible time <= end` by `rows`, in one transaction.
+    def replace(self, start: int, end: int, rows: ViewRows, *, run: int) -> tuple[Snapshot, int]:
+        """Replace the rows with `start < visible time <= end` by those of the source, in one transaction.
 
-        `rows` has the table's columns except `__key_hash`, in any order of rows, all inside the interval. Returns the new snapshot
-        and how many rows the interval now has.
+        Returns the new snapshot and how many rows the interval now has.
 
         Raises:
-            OfflineStoreError: the rows cannot be written, or another writer has committed in between; nothing has changed.
+            SourceError: the rows cannot be read; nothing has changed.
+            OfflineStoreError: they cannot be written, or another writer has committed in between; nothing has changed.
 
         """
         before: list[Path] = []
@@ -149,11 +200,11 @@ class OfflineTable:
             self._discard_since(before)
             raise
 
-    def _replace(self, start: int, end: int, rows: pa.RecordBatchReader, run: int) -> tuple[Snapshot, int]:
+    def _replace(self, start: int, end: int, rows: ViewRows, run: int) -> tuple[Snapshot, int]:
         table = self._open_or_create()
         touched = [file for file in self._snapshot(table).files if file.last > start and file.first <= end]
+        added = self._write_sorted(rows, start, end)
         with session(OfflineStoreError, self._trouble) as connection:
-            added = self._write_sorted(connection, rows)
             rests = [rest for file in touched for rest in self._write_rest(connection, file, start, end)]
         if touched or added:
             self._commit(table, touched, [*added, *rests], run)
@@ -165,6 +216,84 @@ class OfflineTable:
         for path in self.folder.glob("*.parquet*"):
             if path not in before and path not in committed:
                 path.unlink(missing_ok=True)
+
+    def discard_unnamed(self) -> int:
+        """Remove files that no version names, as a process leaves that was killed before its commit; returns how many.
+
+        The caller holds the lease, so nobody is about to name one.
+        """
+        try:
+            named = {
+                action["add"]["path"]
+                for log in self.folder.glob("_delta_log/*.json")
+                for line in log.read_bytes().splitlines()
+                if "add" in (action := orjson.loads(line))
+            }
+            unnamed = [path for path in self.folder.glob("*.parquet*") if path.name not in named]
+            for path in unnamed:
+                path.unlink()
+        except (OSError, orjson.JSONDecodeError) as reason:
+            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+        return len(unnamed)
+
+    def data_files(self) -> list[Path]:
+        """Return every data file that is there, those of older versions included."""
+        return sorted(self.folder.glob("*.parquet"))
+
+    def erase(self, keep: str, *, run: int) -> tuple[Snapshot, int, int]:
+        """Remove the rows for which a SQL condition is false from every version that is retained.
+
+        The newest version gets a successor. Files of older ones are written anew under their names, and the log is told their new
+        sizes. Returns the new snapshot, how many rows the newest version lost, and how many files were written.
+
+        Raises:
+            OfflineStoreError: a file cannot be read or written; what is done is done, and the rest is done by the next call.
+
+        """
+        try:
+            with session(OfflineStoreError, self._trouble) as connection:
+                table = self._open_or_create()
+                current = self._snapshot(table).files
+                touched = [(file, count) for file in current if (count := _count(connection, file.path, f"NOT ({keep})"))]
+                query = "SELECT * FROM {} WHERE " + keep
+                added = [new for file, _ in touched for new in self._copy(connection, query.format(parquet([file.path])))]
+                if touched:
+                    self._commit(table, [file for file, _ in touched], added, run)
+                snapshot = self.snapshot()
+                older = set(self.data_files()) - {file.path for file in snapshot.files}
+                rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
+                for path in rewritten:
+                    new = path.with_name(f"{path.name}.writing")
+                    connection.execute(f"COPY ({query.format(parquet([path]))}) TO {literal(str(new))} ({_OPTIONS})")
+                    new.replace(path)
+            self._correct_log()
+        except (DeltaError, OSError, pa.ArrowException) as reason:
+            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+        return snapshot, sum(count for _, count in touched), len(added) + len(rewritten)
+
+    def _correct_log(self) -> None:
+        """Let the log have the sizes of files that were written anew; checkpoints, which repeat it, are left out from then on."""
+        log = self.folder / "_delta_log"
+        for file in sorted(log.glob("*.json")):
+            actions = [orjson.loads(line) for line in file.read_bytes().splitlines()]
+            corrected = [self._correct(action) for action in actions]
+            if any(corrected):
+                new = file.with_name(f"{file.name}.writing")
+                new.write_bytes(b"\n".join(map(orjson.dumps, actions)) + b"\n")
+                for checkpoint in (log / "_last_checkpoint", *log.glob("*.checkpoint*")):
+                    checkpoint.unlink(missing_ok=True)
+                new.replace(file)
+
+    def _correct(self, action: dict[str, Any]) -> bool:
+        entry = action.get("add") or action.get("remove")
+        path = self.folder / entry["path"] if entry else None
+        if entry is None or path is None or not path.exists() or entry.get("size") in (None, path.stat().st_size):
+            return False
+        entry["size"] = path.stat().st_size
+        if entry.get("stats"):
+            stats = orjson.loads(entry["stats"]) | {"numRecords": pq.read_metadata(path).num_rows}
+            entry["stats"] = orjson.dumps(stats).decode()
+        return True
 
     @property
     def _trouble(self) -> str:
@@ -183,22 +312,37 @@ class OfflineTable:
             raise_if_key_not_exists=False,
         )
 
-    def _write_sorted(self, connection: duckdb.DuckDBPyConnection, rows: pa.RecordBatchReader) -> list[DataFile]:
+    def _write_sorted(self, rows: ViewRows, start: int, end: int) -> list[DataFile]:
+        """Write a source's rows of an interval in the table's order, which DuckDB does in one query."""
         columns = ", ".join(identifier(field.name) for field in self.schema)
         keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
-        order = f"__key_hash, {keys}, __visible_time, __event_time, __created_time NULLS FIRST, __seq"
-        connection.register("new_rows", self._with_hash(rows))
-        return self._copy(connection, f"SELECT {columns} FROM new_rows ORDER BY {order}")
+        selected = rows.within(start, end)
+        with session(SourceError, rows.what, unless_about={self.folder: (OfflineStoreError, self._trouble)}) as connection:
+            hashes = self._key_hashes(connection.sql(f"SELECT DISTINCT {keys} FROM {selected}").to_arrow_table())
+            connection.register("key_hashes", hashes)
+            order = self._order(rows, has_collisions=pc.count_distinct(hashes["__key_hash"]).as_py() < len(hashes))
+            files = self._copy(connection, f"SELECT {columns} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}")
+        if any(_nulls(file, "__key_hash") for file in files):
+            raise SourceError(f"{rows.what}: the files have changed while they were read; run again")
+        return files
 
-    def _with_hash(self, rows: pa.RecordBatchReader) -> pa.RecordBatchReader:
-        schema = rows.schema.append(pa.field("__key_hash", pa.int64()))
-        batches = (
-            pa.RecordBatch.from_arrays(
-                [*batch.columns, pa.array(key_hash([batch.column(key.name) for key in self.view.join_keys]))], schema=schema
-            )
-            for batch in rows
+    def _key_hashes(self, keys: pa.Table) -> pa.Table:
+        return keys.append_column(
+            "__key_hash", pa.array(key_hash([keys[key.name].cast(key.type.arrow) for key in self.view.join_keys]))
         )
-        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def _order(self, rows: ViewRows, *, has_collisions: bool) -> str:
+        """Return the table's order, without what cannot matter here: a shorter sort key is much faster to sort by."""
+        order = ["__key_hash"]
+        if has_collisions:
+            order += [identifier(key.name) for key in self.view.join_keys]
+        if self.view.source.visible_from == "created_time":
+            order.append("__visible_time")
+        if not self.view.is_static:
+            order.append("__event_time")
+        if self.view.source.created_time is not None:
+            order.append("__created_time NULLS FIRST")
+        return ", ".join([*order, rows.seq])
 
     def _write_rest(self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int) -> Iterator[DataFile]:
         """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
@@ -209,15 +353,17 @@ class OfflineTable:
 
     def _copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
-        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} (FORMAT parquet, COMPRESSION zstd)")
-        bounds = "min(epoch_us(__visible_time)), max(epoch_us(__visible_time)), count(*)"
-        first, last, rows = connection.execute(f"SELECT {bounds} FROM {parquet([unnamed])}").fetchall()[0]
-        if not rows:
+        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({_OPTIONS})")
+        metadata = pq.read_metadata(unnamed)
+        if not metadata.num_rows:
             unnamed.unlink()
             return []
+        visible = _column(metadata, "__visible_time")
+        bounds = [metadata.row_group(number).column(visible).statistics for number in range(metadata.num_row_groups)]
+        first, last = min(to_micros(each.min) for each in bounds), max(to_micros(each.max) for each in bounds)
         named = unnamed.with_name(f"{first}_{last}_{unnamed.name.removesuffix('.writing')}")
         unnamed.rename(named)
-        return [DataFile(named, first, last, rows)]
+        return [DataFile(named, first, last, metadata.num_rows)]
 
     def _commit(self, table: DeltaTable, removed: Sequence[DataFile], added: Sequence[DataFile], run: int) -> None:
         now = time.time_ns() // 1_000_000
@@ -236,6 +382,10 @@ class OfflineTable:
         )
 
 
+def _count(connection: duckdb.DuckDBPyConnection, path: Path, condition: str) -> int:
+    return int(connection.execute(f"SELECT count(*) FROM {parquet([path])} WHERE {condition}").fetchall()[0][0])
+
+
 def _add(file: DataFile, now: int) -> AddAction:
     stats = {
         "numRecords": file.rows,
@@ -250,6 +400,12 @@ def _add(file: DataFile, now: int) -> AddAction:
         data_change=True,
         stats=orjson.dumps(stats).decode(),
     )
+
+
+def _nulls(file: DataFile, name: str) -> int:
+    metadata = file.footer().metadata
+    column = _column(metadata, name)
+    return sum(metadata.row_group(number).column(column).statistics.null_count or 0 for number in range(metadata.num_row_groups))
 
 
 def _stamp(instant: int) -> str:

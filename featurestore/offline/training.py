@@ -20,24 +20,36 @@ import pyarrow.parquet as pq
 
 from featurestore.clock import instant_text
 from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
+from featurestore.offline.asked import Asked
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, times_of
 from featurestore.offline.tables import Snapshot
 from featurestore.registry.selection import Lookup, Selection
+from featurestore.registry.state import FOREVER
 from featurestore.types import pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Incomplete", "TrainingSet"]
+__all__ = ["Incomplete", "Resources", "TrainingSet"]
 
-_CHUNK_VALUES = 20_000_000
-"""How many values a chunk of the spine may give: each chunk reads the tables anew, so it is as large as memory bears."""
+_ASKED_BYTES = 150
+"""What a spine row takes while it is sorted and looked up, besides its own columns and its features."""
 
-_CHUNK_BYTES = 1_000_000_000
+_BYTES_OF_A_VALUE = 9
+_COPIES = 3
+"""How often a row's columns are in memory at most: as they are read, as they are gathered, and in the result."""
 
 Incomplete = Literal["error", "stale", "null"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What computing a training set may take."""
+
+    memory_bytes: int
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class TrainingSet:
     spine: Spine
     selection: Selection
     snapshots: Mapping[str, Snapshot]
+    resources: Resources
     incomplete: Incomplete = "error"
 
     def __post_init__(self) -> None:
@@ -107,8 +120,14 @@ class TrainingSet:
         return rows
 
     def _chunk_rows(self) -> int:
-        looked_up = [self.snapshots[lookup.version.uid].bytes_per_row(lookup.features) for lookup in self.selection.lookups]
-        return max(1, min(_CHUNK_VALUES // len(self.schema), _CHUNK_BYTES // sum(looked_up)))
+        """Return how many spine rows to answer at once: what half of the memory holds, as each chunk reads the tables."""
+        values = sum(self._bytes_per_row(lookup) for lookup in self.selection.lookups)
+        return max(1, self.resources.memory_bytes // 2 // (_COPIES * (values + self.spine.bytes_per_row()) + _ASKED_BYTES))
+
+    def _bytes_per_row(self, lookup: Lookup) -> int:
+        stored = [field.name for field in lookup.version.view.fields if field.name in lookup.features]
+        looked_up = self.snapshots[lookup.version.uid].bytes_per_row(stored)
+        return max(looked_up, _BYTES_OF_A_VALUE * len(lookup.features))
 
     def _in_parts(self, chunk: pa.Table) -> Iterator[pa.RecordBatch]:
         """Give the result of a chunk; in halves where it holds more text or bytes than an Arrow column can."""
@@ -123,15 +142,18 @@ class TrainingSet:
     def _with_features(self, chunk: pa.Table) -> pa.Table:
         times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
         columns: dict[str, pa.ChunkedArray] = {}
+        sorted_once: dict[tuple[object, ...], Asked] = {}
         for lookup in self.selection.lookups:
             view = lookup.version.view
-            keys = [
-                key_column(chunk[column], column, key.type) for column, key in zip(lookup.key_columns, view.join_keys, strict=True)
-            ]
-            asked = times
-            if self.incomplete == "null":
-                asked = np.where(times > _complete_until(lookup), BEGINNING - 1, times)
-            values = values_at(view, self.snapshots[lookup.version.uid], keys, asked, lookup.features)
+            latest = _complete_until(lookup) if self.incomplete == "null" else FOREVER
+            what = (lookup.key_columns, tuple(key.type for key in view.join_keys), latest)
+            if what not in sorted_once:
+                keys = [key_column(chunk[name], name, key.type) for name, key in zip(what[0], view.join_keys, strict=True)]
+                sorted_once[what] = Asked.of(keys, np.where(times > latest, BEGINNING - 1, times))
+            snapshot = self.snapshots[lookup.version.uid]
+            values = values_at(
+                view, snapshot, sorted_once[what], lookup.features, event_times=False, threads=self.resources.threads
+            )
             columns |= {lookup.column(feature): values.features[feature] for feature in lookup.features}
         return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
 

@@ -155,10 +155,14 @@ def _walk(part: Any) -> Iterator[dict[str, Any]]:
 @cache
 def _functions() -> dict[str, set[tuple[str, str, str]]]:
     functions: dict[str, set[tuple[str, str, str]]] = {}
-    query = (
-        "SELECT lower(function_name), function_type, stability, macro_definition FROM duckdb_functions() "
-        "WHERE function_type IN ('scalar', 'aggregate', 'macro')"
-    )
+    # A function of an instant depends on the session's time zone, so DuckDB calls it consistent within a query; ours is always UTC.
+    query = """
+        SELECT lower(function_name), function_type,
+               CASE WHEN len(parameter_types) > 0 AND stability = 'CONSISTENT_WITHIN_QUERY'
+                         AND regexp_matches(concat_ws(' ', parameter_types::VARCHAR, return_type), 'WITH TIME ZONE|TIMESTAMPTZ')
+                    THEN 'CONSISTENT' ELSE stability END,
+               macro_definition
+        FROM duckdb_functions() WHERE function_type IN ('scalar', 'aggregate', 'macro')"""
     with session(SourceError, "view SQL") as connection:
         for name, *rest in connection.execute(query).fetchall():
             functions.setdefault(name, set()).add(tuple(rest))

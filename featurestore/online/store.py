@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -34,12 +35,13 @@ from featurestore.settings import Settings
 
 __all__ = ["OnlineLoad", "OnlineRows", "OnlineStore", "Status", "features_of", "features_of_view", "keys_of", "rows_of", "ttl_of"]
 
+_PAUSE_SECONDS = 0.01
 _KEPT_BEYOND_TTL_MS = 24 * 3600 * 1000
 
 
 def features_of_view(view: FeatureView) -> tuple[Field, ...]:
     """Return the features that the rows of a view hold, in their order."""
-    return view.fields
+    return view.features
 
 
 def features_of(version: Version) -> tuple[Field, ...]:
@@ -114,6 +116,12 @@ class OnlineStore:
         with translated(self.settings):
             for endpoint in self.topology.layout().endpoints:
                 self.topology.client(endpoint).ping()
+
+    def server(self) -> dict[str, Any]:
+        """Return what the server says of itself (INFO), and its present in microseconds as `time`."""
+        with translated(self.settings):
+            seconds, micros = self._client.time()
+            return {**self._client.info(), "time": seconds * 1_000_000 + micros}
 
     # Reading
 
@@ -236,8 +244,11 @@ class OnlineStore:
         with translated(self.settings):
             return loaded_run(self.topology, version.uid)
 
-    def drop(self, version: Version) -> int:
-        """Remove every row of a version; returns how many."""
+    def drop(self, version: Version, *, limit: int | None = None) -> int:
+        """Remove the rows of a version, no faster than is good for those who look others up; returns how many.
+
+        With a `limit` it stops once so many are gone: the version has more.
+        """
         dropped = 0
         with translated(self.settings):
             layout = self.topology.layout()
@@ -246,8 +257,18 @@ class OnlineStore:
                 for mark in (marker(version.uid, first_slot), fence(version.uid, first_slot)):
                     client.delete(mark)
                 for keys in scanned(client, version.uid):
-                    dropped += sum(_each(client, "UNLINK", keys))
+                    part = keys if limit is None else keys[: limit - dropped]
+                    dropped += sum(_each(client, "UNLINK", part))
+                    if dropped == limit:
+                        return dropped
+                    time.sleep(_PAUSE_SECONDS)
         return dropped
+
+    def compact(self) -> None:
+        """Let the servers write their append-only files anew, so that these hold no row that is not there any more."""
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                self.topology.client(endpoint).bgrewriteaof()
 
     def count(self, version: Version) -> int:
         """Count the rows that a version has, deleted ones left out."""

@@ -10,7 +10,7 @@ from featurestore.definitions import KINDS, Definition, FeatureView
 from featurestore.registry.state import Applied, Version
 from featurestore.specs import fingerprint, to_reference_spec, value_spec
 
-__all__ = ["Change", "FieldChange", "NewVersion", "Plan", "make_plan"]
+__all__ = ["Change", "FieldChange", "NewVersion", "Plan", "Waiting", "make_plan"]
 
 _KIND_ORDER = tuple(KINDS.values())
 
@@ -44,6 +44,17 @@ class NewVersion:
     reasons: tuple[FieldChange, ...]
     replaces: int | None
     materialization: str
+    is_resumed: bool = False
+    """Whether it was kept for rollback, and so is there already."""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A candidate that has not taken over, and what its takeover needs: itself, and the candidates that it is connected with."""
+
+    view: str
+    number: int
+    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,8 @@ class Plan:
     warnings: tuple[str, ...]
     views: tuple[FeatureView, ...]
     """The views as defined, for versions whose values stay and whose other settings may have changed."""
+    waiting: tuple[Waiting, ...] = ()
+    """The candidates of earlier applies that this one keeps, with what they still need."""
 
     @property
     def is_empty(self) -> bool:
@@ -83,10 +96,12 @@ class Plan:
                     "replaces": new.replaces,
                     "reasons": [asdict(field) for field in new.reasons],
                     "materialization": new.materialization,
+                    "is_resumed": new.is_resumed,
                 }
                 for new in self.new_versions
             ],
             "dropped_candidates": list(self.dropped_candidates),
+            "candidates": [asdict(each) | {"needs": list(each.needs)} for each in self.waiting],
             "warnings": list(self.warnings),
         }
 
@@ -97,9 +112,9 @@ def make_plan(applied: Applied, definitions: Sequence[Definition]) -> Plan:
     changes = sorted(_changes(applied, wanted), key=lambda change: (_KIND_ORDER.index(change.kind), change.name))
     views = [each for each in definitions if isinstance(each, FeatureView)]
     new_versions = tuple(new for view in views if (new := _new_version(view, applied.versions_of(view.name))))
-    return Plan(
-        applied.revision, tuple(changes), new_versions, tuple(_dropped(applied, views)), tuple(_warnings(views)), tuple(views)
-    )
+    dropped = tuple(_dropped(applied, views))
+    kept = tuple(_kept(applied, dropped))
+    return Plan(applied.revision, tuple(changes), new_versions, dropped, tuple(_warnings(views)), tuple(views), kept)
 
 
 def _changes(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> Iterator[Change]:
@@ -131,7 +146,11 @@ def _new_version(view: FeatureView, versions: Sequence[Version]) -> NewVersion |
     serving = next((version for version in living if version.state == "serving"), None)
     number = max((version.number for version in versions), default=0) + 1
     reasons = tuple(difference(value_spec(serving.view), value_spec(view))) if serving else ()
-    return NewVersion(view, number, reasons, serving.number if serving else None, _materialization(view, serving))
+    replaces = serving.number if serving else None
+    for version in versions:
+        if version.is_rollback and version.fingerprint == fingerprint(view):
+            return NewVersion(view, version.number, reasons, replaces, "what it lacks, as it was kept", is_resumed=True)
+    return NewVersion(view, number, reasons, replaces, _materialization(view, serving))
 
 
 def _materialization(view: FeatureView, serving: Version | None) -> str:
@@ -148,6 +167,12 @@ def _dropped(applied: Applied, views: Sequence[FeatureView]) -> Iterator[str]:
     for version in applied.versions:
         if version.state == "candidate" and wanted.get(version.view.name) != version.fingerprint:
             yield version.view.name
+
+
+def _kept(applied: Applied, dropped: Sequence[str]) -> Iterator[Waiting]:
+    for version in applied.versions:
+        if version.state == "candidate" and version.view.name not in dropped:
+            yield Waiting(version.view.name, version.number, applied.waiting.get(("feature view", version.view.name), ()))
 
 
 def _warnings(views: Sequence[FeatureView]) -> Iterator[str]:

@@ -6,22 +6,38 @@ import getpass
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 
-from featurestore.definitions import FeatureView
-from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
-from featurestore.registry.plan import Change, FieldChange, Plan
-from featurestore.registry.schema import SCHEMA_VERSION, changes, meta, metadata, objects, runs, versions
-from featurestore.registry.settling import ObjectState, settle
-from featurestore.registry.state import Applied, Coverage, Loaded, Run, Version
-from featurestore.specs import canonical_json, fingerprint, from_spec, to_spec
+from featurestore.errors import ConflictError, RegistryError, RunInProgressError
+from featurestore.registry.database import Database
+from featurestore.registry.lease import advisory_holder, advisory_lease, holder, lease
+from featurestore.registry.migrations import upgrade
+from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
+from featurestore.registry.records import all_objects, all_versions, loads, newest_runs, one_version, version_row, write_object
+from featurestore.registry.schema import (
+    SCHEMA_VERSION,
+    alembic,
+    changes,
+    erasures,
+    meta,
+    metadata,
+    objects,
+    runs,
+    tombstones,
+    versions,
+)
+from featurestore.registry.settling import waiting
+from featurestore.registry.state import Applied, Coverage, Loaded, Rollback, Run, Tombstones, Version
+from featurestore.registry.takeover import restore, set_state, settle_now
+from featurestore.specs import canonical_json, fingerprint, to_spec
 
 __all__ = ["Registry"]
 
@@ -30,55 +46,78 @@ class Registry:
     """The applied state of one project. Open it with `with`, or close it."""
 
     def __init__(self, url: str, project: str, shown_url: str) -> None:
-        self._shown_url = shown_url
+        self._database = Database(url, shown_url)
+        self._transaction = self._database.transaction
         try:
-            self._engine = sa.create_engine(url)
-            if self._engine.dialect.name == "sqlite" and self._engine.url.database:
-                Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-        except ModuleNotFoundError as reason:
-            if url.startswith("postgresql"):
-                raise MissingDependencyError("psycopg", "postgres", "a PostgreSQL registry") from reason
-            raise RegistryError(f"cannot open the registry {shown_url}: {reason}") from reason
-        except (SQLAlchemyError, OSError) as reason:
-            raise RegistryError(f"cannot open the registry {shown_url}: {reason}") from reason
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _configure_sqlite)
-            sa.event.listen(self._engine, "begin", _begin_sqlite)
-        try:
-            self._create(project)
+            self._open(project)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
         """Give the connections back."""
-        self._engine.dispose()
+        self._database.close()
 
-    def _create(self, project: str) -> None:
-        with self._transaction(write=True) as connection:
-            metadata.create_all(connection)
-            row = connection.execute(sa.select(meta.c.schema_version, meta.c.project)).first()
-            if row is None:
-                values = {"id": 1, "schema_version": SCHEMA_VERSION, "project": project, "revision": 0}
-                connection.execute(meta.insert().values(values))
-            elif row.schema_version != SCHEMA_VERSION:
-                raise RegistryError(
-                    f"the registry {self._shown_url} has schema {row.schema_version}, this release reads {SCHEMA_VERSION}: "
-                    "use the release that wrote it, or a newer one"
-                )
-            elif row.project != project:
-                raise RegistryError(
-                    f"the registry {self._shown_url} belongs to project {row.project!r}, not {project!r}: give each project its own"
-                )
+    def _open(self, project: str) -> None:
+        """Make the tables in an empty database, bring older ones to this release's schema, and refuse what belongs to others."""
+        with self._transaction() as connection:
+            found = _meta(connection)
+            self._check(found, project)
+        if found is None or found.schema_version < SCHEMA_VERSION:
+            with self._transaction(write=True) as connection:  # another process may have done it by now
+                found = _meta(connection)
+                self._check(found, project)
+                if found is None:
+                    _create(connection, project)
+                elif found.schema_version < SCHEMA_VERSION:
+                    upgrade(connection)
 
-    @contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
-        try:
-            with self._engine.connect().execution_options(is_write=write) as connection, connection.begin():
-                yield connection
-        except SQLAlchemyError as reason:
-            cause = getattr(reason, "orig", None) or reason
-            raise RegistryError(f"the registry {self._shown_url} failed: {cause}") from reason
+    def _check(self, found: Any, project: str) -> None:
+        if found is not None and found.schema_version > SCHEMA_VERSION:
+            raise RegistryError(
+                f"the registry {self._shown_url} has schema {found.schema_version}, this release reads {SCHEMA_VERSION}: "
+                "use the release that wrote it, or a newer one"
+            )
+        if found is not None and found.project != project:
+            raise RegistryError(
+                f"the registry {self._shown_url} belongs to project {found.project!r}, not {project!r}: give each project its own"
+            )
+
+    @property
+    def _shown_url(self) -> str:
+        return self._database.shown_url
+
+    def server(self) -> tuple[str, str, int]:
+        """Return what database this is, its version, and its present in microseconds."""
+        with self._transaction() as connection:
+            if self._database.is_postgresql:
+                query = sa.text(
+                    "SELECT current_setting('server_version'), (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+                )
+                number, now = connection.execute(query).one()
+                return "PostgreSQL", str(number).split()[0], int(now)
+            number = connection.execute(sa.select(sa.func.sqlite_version())).scalar_one()
+            return "SQLite", str(number), time.time_ns() // 1000
+
+    # Leases
+
+    def lease(self, version: Version) -> AbstractContextManager[None]:
+        """Hold the lease of a version; RunInProgressError says who has it instead."""
+        what = f"view {version.view.name!r}"
+        if self._database.is_postgresql:
+            return advisory_lease(self._database, version.uid, what)
+        return lease(self._lease_folder, version.uid, what)
+
+    def lease_holder(self, version: Version) -> str | None:
+        """Say who holds the lease of a version; none if nobody does."""
+        if self._database.is_postgresql:
+            return advisory_holder(self._database, version.uid)
+        return holder(self._lease_folder, version.uid)
+
+    @property
+    def _lease_folder(self) -> Path:
+        # Beside the database, so that all who share it share the leases; a database in memory is this process's alone.
+        return (self._database.file or Path(tempfile.gettempdir(), f"featurestore-{os.getpid()}", "registry")).parent / "leases"
 
     # What is applied
 
@@ -86,17 +125,17 @@ class Registry:
         """Return the specs applied last, and all versions."""
         with self._transaction() as connection:
             revision = connection.execute(sa.select(meta.c.revision)).scalar_one()
-            rows = connection.execute(sa.select(objects).where(objects.c.spec.is_not(None))).all()
-            specs = {(row.kind, row.name): json.loads(row.spec) for row in rows}
-            return Applied(revision, specs, _versions(connection))
+            states, known = all_objects(connection), all_versions(connection)
+        specs = {(each.kind, each.name): each.spec for each in states if each.spec is not None}
+        return Applied(revision, specs, known, waiting(states, known))
 
     def serving(self) -> Applied:
         """Return what names mean now: the serving specs, and the serving versions."""
         with self._transaction() as connection:
             revision = connection.execute(sa.select(meta.c.revision)).scalar_one()
-            rows = connection.execute(sa.select(objects).where(objects.c.serving.is_not(None))).all()
-            specs = {(row.kind, row.name): json.loads(row.serving) for row in rows}
-            return Applied(revision, specs, tuple(each for each in _versions(connection) if each.state == "serving"))
+            states, known = all_objects(connection), all_versions(connection)
+        specs = {(each.kind, each.name): each.serving for each in states if each.serving is not None}
+        return Applied(revision, specs, tuple(each for each in known if each.state == "serving"), waiting(states, known))
 
     def apply(self, plan: Plan, *, now: int) -> None:
         """Do exactly what the plan says, in one transaction.
@@ -111,20 +150,37 @@ class Registry:
                 raise ConflictError("the registry has changed since this plan was made; plan again and apply that")
             for change in plan.changes:
                 fields = _recorded_fields(connection, change)
-                _write_object(connection, change.kind, change.name, change.spec)
+                write_object(connection, change.kind, change.name, spec=change.spec)
                 record = {"revision": plan.revision + 1, "applied_at": now, "applied_by": _user()}
                 record |= {"kind": change.kind, "name": change.name, "action": change.action}
                 record["fields"] = canonical_json([asdict(field) for field in fields])
                 connection.execute(changes.insert().values(record))
             overtaken = [*plan.dropped_candidates, *(new.view.name for new in plan.new_versions)]
             is_overtaken = versions.c.view.in_(overtaken) & (versions.c.state == "candidate")
-            connection.execute(sa.update(versions).where(is_overtaken).values(state="dropped"))
+            connection.execute(sa.update(versions).where(is_overtaken).values(state="dropped", retired_at=now))
             for view in plan.views:
                 is_same = (versions.c.view == view.name) & (versions.c.fingerprint == fingerprint(view))
                 connection.execute(sa.update(versions).where(is_same).values(spec=canonical_json(to_spec(view))))
             for new in plan.new_versions:
-                connection.execute(versions.insert().values(_version_row(new.view, new.number, now)))
-            _settle(connection)
+                _add_version(connection, new, now)
+            settle_now(connection, now=now)
+
+    def rollback(self, view: str, *, now: int) -> Rollback:
+        """Let the version of a view that served before serve again, with all that took over together with the present one.
+
+        Raises:
+            NotFoundError: no view of that name serves.
+            RollbackError: there is no version before, it is not ready, or a service could not be answered; nothing has changed.
+
+        """
+        with self._transaction(write=True) as connection:
+            done, records = restore(connection, view, now=now)
+            connection.execute(sa.update(meta).values(revision=meta.c.revision + 1))
+            revision = connection.execute(sa.select(meta.c.revision)).scalar_one()
+            for record in records:
+                record |= {"revision": revision, "applied_at": now, "applied_by": _user()}
+                connection.execute(changes.insert().values(record))
+            return done
 
     def history(self) -> list[dict[str, Any]]:
         """Return every change ever applied, oldest first: revision, when, who, what."""
@@ -143,7 +199,26 @@ class Registry:
     def version(self, version_id: int) -> Version:
         """Return one version as it is now."""
         with self._transaction() as connection:
-            return _version(connection.execute(sa.select(versions).where(versions.c.id == version_id)).one())
+            return one_version(connection, version_id)
+
+    def mark_removing(self, version: Version) -> bool:
+        """Mark a version whose rows are about to be removed, unless it has come to be needed again; the caller holds its lease."""
+        with self._transaction(write=True) as connection:
+            if one_version(connection, version.id).is_fed:
+                return False
+            connection.execute(sa.update(versions).where(versions.c.id == version.id).values(state="removing"))
+            return True
+
+    def mark_removed(self, version: Version) -> None:
+        """Record that nothing is left of a version's rows."""
+        with self._transaction(write=True) as connection:
+            connection.execute(sa.update(versions).where(versions.c.id == version.id).values(state="removed"))
+
+    def was_killed(self, version: Version) -> bool:
+        """Whether the last run of a version, whose lease the caller holds, has never ended."""
+        with self._transaction() as connection:
+            is_open = (runs.c.version_id == version.id) & (runs.c.status == "running")
+            return connection.execute(sa.select(sa.func.count()).where(is_open)).scalar_one() > 0
 
     def start_run(self, version: Version, start: int | None, end: int, *, now: int, above: int = 0) -> int:
         """Register a run and return its number, which is greater than that of any run before and than `above`.
@@ -160,10 +235,21 @@ class Registry:
             connection.execute(runs.insert().values(id=number, **row))
             return number
 
-    def cover(self, version: Version, coverage: Coverage, table_version: int) -> None:
-        """Record that a version's table holds this coverage at this table version."""
+    def run_end(self, run: int) -> int:
+        """Return the end of the interval of a run."""
+        with self._database.transaction() as connection:
+            return connection.execute(sa.select(runs.c.interval_end).where(runs.c.id == run)).scalar_one()
+
+    def cover(self, version: Version, coverage: Coverage, table_version: int, run: int) -> None:
+        """Record that a version's table holds this coverage at this table version.
+
+        Raises:
+            RunInProgressError: the run lost its lease unnoticed, and a later one has closed it.
+
+        """
         values = {"coverage_start": coverage.start, "coverage_end": coverage.end, "table_version": table_version}
         with self._transaction(write=True) as connection:
+            _check_open(connection, version, run)
             connection.execute(sa.update(versions).where(versions.c.id == version.id).values(values))
 
     def finish_run(
@@ -178,6 +264,8 @@ class Registry:
     ) -> None:
         """Close a run; with a completed online load, record it. Candidates that are ready now take over."""
         with self._transaction(write=True) as connection:
+            if error is None:
+                _check_open(connection, version, run)
             values = {
                 "status": "failed" if error else "completed",
                 "error": error,
@@ -189,21 +277,101 @@ class Registry:
                 load = {"loaded_run": loaded.run, "loaded_table_version": loaded.table_version}
                 connection.execute(sa.update(versions).where(versions.c.id == version.id).values(load))
             # What takes over changes what names mean, so a plan that was made before does not apply any more.
-            if error is None and _settle(connection):
+            if error is None and settle_now(connection, now=now):
                 connection.execute(sa.update(meta).values(revision=meta.c.revision + 1))
+
+    # Erasure
+
+    def erasure_secret(self) -> str:
+        """Return the secret that goes into the hashes of erased keys; made when first asked for."""
+        with self._transaction(write=True) as connection:
+            secret = connection.execute(sa.select(meta.c.erasure_secret)).scalar_one()
+            if secret is None:
+                secret = secrets.token_hex(32)
+                connection.execute(sa.update(meta).values(erasure_secret=secret))
+            return str(secret)
+
+    def tombstones(self) -> Tombstones:
+        """Return the hashes of all keys that are erased and not lifted."""
+        with self._transaction() as connection:
+            secret = connection.execute(sa.select(meta.c.erasure_secret)).scalar_one()
+            rows = connection.execute(sa.select(tombstones).where(tombstones.c.lifted_at.is_(None))).all()
+        found: dict[tuple[str, ...], set[str]] = {}
+        for row in rows:
+            found.setdefault(tuple(json.loads(row.columns)), set()).add(row.digest)
+        return Tombstones(secret or "", {names: frozenset(digests) for names, digests in found.items()})
+
+    def bury(self, columns: Sequence[str], digests: Sequence[str], *, now: int) -> None:
+        """Record that keys of these columns are erased, those left out that are already."""
+        names = canonical_json(list(columns))
+        with self._transaction(write=True) as connection:
+            is_there = (tombstones.c.columns == names) & tombstones.c.lifted_at.is_(None)
+            there = set(connection.execute(sa.select(tombstones.c.digest).where(is_there)).scalars())
+            rows = [{"columns": names, "digest": each, "erased_at": now} for each in digests if each not in there]
+            if rows:
+                connection.execute(tombstones.insert(), rows)
+
+    def lift(self, columns: Sequence[str], digests: Sequence[str], *, now: int) -> int:
+        """Lift the tombstones of keys; returns how many there were."""
+        with self._transaction(write=True) as connection:
+            is_it = (tombstones.c.columns == canonical_json(list(columns))) & tombstones.c.lifted_at.is_(None)
+            update = sa.update(tombstones).where(is_it, tombstones.c.digest.in_(digests)).values(lifted_at=now)
+            return int(connection.execute(update).rowcount)
+
+    def erasing_run(self, version: Version, *, now: int) -> int:
+        """Return the number of a run that only deletes online; it needs no lease, and is above that of any run under way."""
+        with self._transaction(write=True) as connection:
+            number = (connection.execute(sa.select(sa.func.max(runs.c.id))).scalar_one() or 0) + 1
+            row = {"version_id": version.id, "interval_end": now, "status": "completed", "started_at": now, "finished_at": now}
+            connection.execute(runs.insert().values(id=number, report=canonical_json({"erased_online": True}), **row))
+            return number
+
+    def record_erasure(self, entity: str, manifest: Mapping[str, Any], *, now: int) -> None:
+        """Keep the manifest of an erasure."""
+        row = {"entity": entity, "erased_at": now, "erased_by": _user(), "manifest": canonical_json(manifest)}
+        with self._transaction(write=True) as connection:
+            connection.execute(erasures.insert().values(row))
+
+    def erasures(self) -> list[dict[str, Any]]:
+        """Return the manifests of all erasures, oldest first."""
+        with self._transaction() as connection:
+            return [
+                json.loads(text) for text in connection.execute(sa.select(erasures.c.manifest).order_by(erasures.c.id)).scalars()
+            ]
 
     def runs(self, limit: int = 50) -> list[Run]:
         """Return the newest runs, newest first."""
-        query = sa.select(runs, versions.c.view, versions.c.number).join(versions, versions.c.id == runs.c.version_id)
         with self._transaction() as connection:
-            rows = connection.execute(query.order_by(runs.c.id.desc()).limit(limit)).all()
-        return [
-            Run(
-                row.id, row.view, row.number, row.interval_start, row.interval_end, row.status,
-                row.started_at, row.finished_at, json.loads(row.report), row.error,
-            )
-            for row in rows
-        ]  # fmt: skip
+            return newest_runs(connection, limit)
+
+
+def _create(connection: sa.Connection, project: str) -> None:
+    metadata.create_all(connection)
+    connection.execute(alembic.insert().values(version_num=str(SCHEMA_VERSION)))
+    connection.execute(meta.insert().values(id=1, schema_version=SCHEMA_VERSION, project=project, revision=0))
+
+
+def _meta(connection: sa.Connection) -> Any:
+    if not sa.inspect(connection).has_table(meta.name):
+        return None
+    return connection.execute(sa.select(meta.c.schema_version, meta.c.project)).first()
+
+
+def _add_version(connection: sa.Connection, new: NewVersion, now: int) -> None:
+    if not new.is_resumed:
+        connection.execute(versions.insert().values(version_row(new.view, new.number, now)))
+        return
+    for version in all_versions(connection):
+        if (version.view.name, version.number) == (new.view.name, new.number) and version.is_rollback:
+            set_state(connection, version.id, "candidate", None)
+            return
+    raise ConflictError(f"version {new.number} of view {new.view.name!r} is not kept any more; plan again and apply that")
+
+
+def _check_open(connection: sa.Connection, version: Version, run: int) -> None:
+    status = connection.execute(sa.select(runs.c.status).where(runs.c.id == run)).scalar_one_or_none()
+    if status != "running":
+        raise RunInProgressError(f"view {version.view.name!r} has been taken over by another run since this one lost its lease")
 
 
 def _user() -> str:
@@ -213,89 +381,10 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # SQLAlchemy, not the driver, begins transactions: the driver would begin them late and as readers.
-    connection.isolation_level = None
-    connection.execute("PRAGMA busy_timeout = 20000")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    # A reader that turns writer half-way fails where another wrote in between; a writer says so at the start and waits.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options()["is_write"] else "BEGIN")
-
-
 def _recorded_fields(connection: sa.Connection, change: Change) -> tuple[FieldChange, ...]:
     """Return what history keeps of a change: its fields, or the whole spec of what is created or removed."""
     if change.action == "change":
         return change.fields
     is_it = (objects.c.kind == change.kind) & (objects.c.name == change.name)
     before = connection.execute(sa.select(objects.c.spec).where(is_it)).scalar_one_or_none()
-    return (FieldChange("", _loads(before), change.spec),)
-
-
-def _write_object(connection: sa.Connection, kind: str, name: str, spec: Mapping[str, Any] | None) -> None:
-    is_it = (objects.c.kind == kind) & (objects.c.name == name)
-    text = None if spec is None else canonical_json(spec)
-    if connection.execute(sa.update(objects).where(is_it).values(spec=text)).rowcount == 0:
-        connection.execute(objects.insert().values(kind=kind, name=name, spec=text))
-
-
-def _settle(connection: sa.Connection) -> bool:
-    """Let what is ready take over; returns whether anything did."""
-    rows = connection.execute(sa.select(objects)).all()
-    states = [ObjectState(row.kind, row.name, _loads(row.spec), _loads(row.serving)) for row in rows]
-    settlement = settle(states, _versions(connection))
-    for version in settlement.promoted:
-        _set_state(connection, version.view.name, "serving", "replaced")
-        connection.execute(sa.update(versions).where(versions.c.id == version.id).values(state="serving"))
-    for each in settlement.objects:
-        is_it = (objects.c.kind == each.kind) & (objects.c.name == each.name)
-        if each.spec is None:
-            connection.execute(sa.delete(objects).where(is_it))
-            if each.kind == "feature view":
-                _set_state(connection, each.name, "serving", "replaced")
-        else:
-            connection.execute(sa.update(objects).where(is_it).values(serving=canonical_json(each.spec)))
-    return bool(settlement.promoted or settlement.objects)
-
-
-def _set_state(connection: sa.Connection, view: str, before: str, after: str) -> None:
-    is_it = (versions.c.view == view) & (versions.c.state == before)
-    connection.execute(sa.update(versions).where(is_it).values(state=after))
-
-
-def _version_row(view: FeatureView, number: int, now: int) -> dict[str, Any]:
-    return {
-        "uid": secrets.token_hex(4),
-        "view": view.name,
-        "number": number,
-        "fingerprint": fingerprint(view),
-        "spec": canonical_json(to_spec(view)),
-        "state": "candidate",
-        "created_at": now,
-    }
-
-
-def _versions(connection: sa.Connection) -> tuple[Version, ...]:
-    return tuple(map(_version, connection.execute(sa.select(versions).order_by(versions.c.id)).all()))
-
-
-def _version(row: Any) -> Version:
-    return Version(
-        id=row.id,
-        uid=row.uid,
-        number=row.number,
-        fingerprint=row.fingerprint,
-        view=from_spec(FeatureView, json.loads(row.spec)),
-        state=row.state,
-        created_at=row.created_at,
-        coverage=None if row.coverage_end is None else Coverage(row.coverage_start, row.coverage_end),
-        table_version=row.table_version,
-        loaded=None if row.loaded_run is None else Loaded(row.loaded_run, row.loaded_table_version),
-    )
-
-
-def _loads(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+    return (FieldChange("", loads(before), change.spec),)

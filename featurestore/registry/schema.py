@@ -1,16 +1,31 @@
 """The registry's SQL schema. This module's tables are its specification.
 
+A database of an older schema is brought here by `migrations/`, one step for each number; `meta` says which number it has, and so
+does Alembic's own table. A newer number belongs to a newer release, and is left alone.
+
 Instants are microseconds. JSON is text in canonical form. An object's `spec` is what was applied last (null: removed), its
 `serving` what its name means now: the two differ while versions that it is connected with are still candidates (T11).
 """
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
 
-__all__ = ["SCHEMA_VERSION", "changes", "meta", "metadata", "objects", "runs", "versions"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "alembic",
+    "changes",
+    "erasures",
+    "meta",
+    "metadata",
+    "objects",
+    "runs",
+    "takeovers",
+    "tombstones",
+    "versions",
+]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = MetaData()
 
 meta = Table(
@@ -20,7 +35,11 @@ meta = Table(
     Column("schema_version", Integer, nullable=False),
     Column("project", Text, nullable=False),
     Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
+    Column("erasure_secret", Text),  # goes into the hashes of erased keys; made with the first
 )
+
+# Alembic's own record, under a name of ours, since an application that shares the database may have its.
+alembic = Table("featurestore_alembic", metadata, Column("version_num", String(32), primary_key=True))
 
 objects = Table(
     "objects",
@@ -40,7 +59,7 @@ changes = Table(
     Column("applied_by", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("name", Text, nullable=False),
-    Column("action", Text, nullable=False),  # create, change, remove
+    Column("action", Text, nullable=False),  # create, change, remove, rollback
     Column("fields", Text, nullable=False),  # JSON: [{"field", "before", "after"}]
 )
 
@@ -53,7 +72,7 @@ versions = Table(
     Column("number", Integer, nullable=False),
     Column("fingerprint", Text, nullable=False),
     Column("spec", Text, nullable=False),  # the whole view, source and entities included
-    Column("state", Text, nullable=False),  # candidate, serving, replaced, dropped
+    Column("state", Text, nullable=False),  # candidate, serving, replaced, dropped, removing, removed
     Column("created_at", BigInteger, nullable=False),
     # Coverage: rows with start < visible time <= end are in the table at `table_version`. The end is the watermark.
     Column("coverage_start", BigInteger),
@@ -62,7 +81,42 @@ versions = Table(
     # The last completed online load: its run, and the table version that it loaded.
     Column("loaded_run", BigInteger),
     Column("loaded_table_version", BigInteger),
+    Column("retired_at", BigInteger),  # when it was replaced or dropped
     UniqueConstraint("view", "number"),
+)
+
+# What took over together, and what it took over from: the way back for a rollback. The ids of versions, null: none served.
+takeovers = Table(
+    "takeovers",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("takeover", Integer, nullable=False),  # shared by what took over together; grows
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("before", Text),
+    Column("after", Text),
+    Column("version_before", Integer),
+    Column("version_after", Integer),
+)
+
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("columns", Text, nullable=False),  # JSON: the names of the key columns
+    Column("digest", Text, nullable=False),  # see `offline/erased.py`
+    Column("erased_at", BigInteger, nullable=False),
+    Column("lifted_at", BigInteger),
+)
+
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("entity", Text, nullable=False),
+    Column("erased_at", BigInteger, nullable=False),
+    Column("erased_by", Text, nullable=False),
+    Column("manifest", Text, nullable=False),  # JSON: hashes and counts, never keys
 )
 
 runs = Table(

@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurestore.errors import InputError, NotFoundError
+from featurestore.errors import InputError, NotFoundError, PendingError
 from featurestore.registry.settling import view_name
 from featurestore.registry.state import Applied, Version
 from featurestore.types import ValueType
 
 __all__ = ["Lookup", "Selection", "select"]
+
+
+_ROLES = ("feature view", "alias")
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Selection:
 
     def types(self) -> dict[str, ValueType]:
         """Return the type of each output column."""
-        found = {lookup.column(field.name): field.type for lookup in self.lookups for field in lookup.version.view.fields}
+        found = {lookup.column(field.name): field.type for lookup in self.lookups for field in lookup.version.view.features}
         return {column: found[column] for column in self.columns}
 
 
@@ -56,13 +59,14 @@ def select(serving: Applied, wanted: str | Sequence[str]) -> Selection:
 
     Raises:
         NotFoundError: no such service, view or feature.
+        PendingError: the service or view waits for candidates.
         InputError: a list that is empty, names a feature twice, or is not of the form `view:feature`; or views whose keys clash.
 
     """
     if isinstance(wanted, str):
         services = _names(serving, "feature service")
         if wanted not in services:
-            raise NotFoundError("feature service", wanted, services)
+            raise _unknown(serving, ["feature service"], wanted, services)
         members: Sequence[Any] = serving.specs["feature service", wanted]["features"]
         return _selection(serving, wanted, members)
     if not wanted:
@@ -113,10 +117,17 @@ def _lookup(serving: Applied, name: str) -> Lookup:
         view, renamed = alias["view"], dict(alias["join_keys"])
     versions = serving.versions_of(view)
     if not versions:
-        raise NotFoundError("feature view", name, [*_names(serving, "feature view"), *_names(serving, "alias")])
+        raise _unknown(serving, _ROLES, name, [*_names(serving, "feature view"), *_names(serving, "alias")])
     version = versions[-1]
     keys = tuple(renamed.get(key.name, key.name) for key in version.view.join_keys)
-    return Lookup(name, version, keys, tuple(field.name for field in version.view.fields))
+    return Lookup(name, version, keys, version.view.feature_names)
+
+
+def _unknown(serving: Applied, kinds: Sequence[str], name: str, known: Sequence[str]) -> NotFoundError | PendingError:
+    for kind in kinds:
+        if (kind, name) in serving.waiting:
+            return PendingError(kind, name, serving.waiting[kind, name])
+    return NotFoundError(kinds[0], name, known)
 
 
 def _names(serving: Applied, kind: str) -> list[str]:

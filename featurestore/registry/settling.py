@@ -10,9 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from featurestore.clock import instant_text
 from featurestore.registry.state import Version
 
-__all__ = ["ObjectState", "Settlement", "settle"]
+__all__ = ["ObjectState", "Settlement", "Takeover", "lacks", "settle", "waiting"]
+
+Node = tuple[str, str]
 
 _VIEW, _ALIAS, _SERVICE = "feature view", "alias", "feature service"
 
@@ -33,42 +36,80 @@ class ObjectState:
 
 
 @dataclass(frozen=True)
-class Settlement:
-    """What may take over now."""
+class Takeover:
+    """What takes over together: candidates, pending objects, and what the candidates still need (nothing: it can happen now)."""
 
-    promoted: tuple[Version, ...]
+    candidates: tuple[Version, ...]
     objects: tuple[ObjectState, ...]
+    needs: tuple[str, ...]
+
+    @property
+    def nodes(self) -> set[Node]:
+        """The (kind, name) of all that waits for it."""
+        return {(each.kind, each.name) for each in self.objects} | {(_VIEW, each.view.name) for each in self.candidates}
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What may take over now, each takeover by itself."""
+
+    takeovers: tuple[Takeover, ...]
+
+    @property
+    def promoted(self) -> tuple[Version, ...]:
+        """The candidates that serve from now on."""
+        return tuple(version for takeover in self.takeovers for version in takeover.candidates)
+
+    @property
+    def objects(self) -> tuple[ObjectState, ...]:
+        """The objects whose names mean from now on what was applied last."""
+        return tuple(each for takeover in self.takeovers for each in takeover.objects)
 
 
 def settle(objects: Iterable[ObjectState], versions: Iterable[Version]) -> Settlement:
     """Say which candidates and pending objects take over now: every connected group whose candidates are all ready."""
+    return Settlement(tuple(each for each in _takeovers(objects, versions) if not each.needs))
+
+
+def waiting(objects: Iterable[ObjectState], versions: Iterable[Version]) -> dict[Node, tuple[str, ...]]:
+    """Say for each candidate and each pending object what its takeover still needs: `airport_weather v2: its online load`."""
+    return {node: each.needs for each in _takeovers(objects, versions) if each.needs for node in sorted(each.nodes)}
+
+
+def _takeovers(objects: Iterable[ObjectState], versions: Iterable[Version]) -> Iterator[Takeover]:
     known = {(each.kind, each.name): each for each in objects}
+    versions = tuple(versions)
     serving = {version.view.name: version for version in versions if version.state == "serving"}
     candidates = {(_VIEW, version.view.name): version for version in versions if version.state == "candidate"}
-    promoted: list[Version] = []
-    settled: list[ObjectState] = []
     for group in _groups(known, {*known, *candidates}):
-        held = [candidates[node] for node in group if node in candidates]
-        is_served = any(known[node].serving for node in group if node[0] == _SERVICE)
-        if all(_is_ready(candidate, serving.get(candidate.view.name), is_served=is_served) for candidate in held):
-            promoted += held
-            settled += [known[node] for node in group if node in known and known[node].is_pending]
-    return Settlement(tuple(promoted), tuple(settled))
+        held = tuple(candidates[node] for node in sorted(group) if node in candidates)
+        is_served = any(known[node].serving for node in group if node in known and node[0] == _SERVICE)
+        needs = tuple(
+            f"{version.view.name} v{version.number}: {need}"
+            for version in held
+            for need in _needs(version, serving.get(version.view.name), is_served=is_served)
+        )
+        pending = tuple(known[node] for node in group if node in known and known[node].is_pending)
+        if held or pending:
+            yield Takeover(held, pending, needs)
 
 
-def _is_ready(candidate: Version, serving: Version | None, *, is_served: bool) -> bool:
+def _needs(candidate: Version, serving: Version | None, *, is_served: bool) -> Iterator[str]:
     if serving is None and not is_served:
-        return True  # a first version that no serving service waits for disturbs nothing
+        return  # a first version that no serving service waits for disturbs nothing
     if serving is not None and serving.coverage is None:
-        return True  # what it replaces has never served a row
-    if candidate.coverage is None or (serving and serving.coverage and candidate.coverage.end < serving.coverage.end):
-        return False
+        return  # what it replaces has never served a row
+    yield from lacks(candidate, serving)
+
+
+def lacks(version: Version, serving: Version | None) -> Iterator[str]:
+    """Say what a version needs before it may serve instead of another: nothing, its materialization, its online load."""
+    if version.coverage is None or (serving and serving.coverage and version.coverage.end < serving.coverage.end):
+        until = f" until {instant_text(serving.coverage.end)}" if serving and serving.coverage else ""
+        yield f"materialization{until}"
     # A load of an older table would take serving back in time.
-    is_loaded = candidate.loaded is not None and candidate.loaded.table_version == candidate.table_version
-    return is_loaded or not candidate.view.online
-
-
-Node = tuple[str, str]
+    elif version.view.online and (version.loaded is None or version.loaded.table_version != version.table_version):
+        yield "its online load"
 
 
 def _groups(known: Mapping[Node, ObjectState], nodes: set[Node]) -> Iterator[list[Node]]:

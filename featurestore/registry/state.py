@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from featurestore.clock import duration_micros, floor
@@ -11,7 +11,7 @@ from featurestore.definitions import FeatureView
 
 FOREVER = 2**63 - 1
 
-__all__ = ["Applied", "Coverage", "Loaded", "Run", "Version"]
+__all__ = ["Applied", "Coverage", "Loaded", "Rollback", "Run", "Tombstones", "Version"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ class Version:
     coverage: Coverage | None
     table_version: int
     loaded: Loaded | None
+    retired_at: int | None = None
+    is_rollback: bool = False
+    """Whether a rollback of its view would make it serve again, so that runs keep feeding it."""
+
+    @property
+    def is_fed(self) -> bool:
+        """Whether runs feed it: it serves, it is to take over, or it can serve again."""
+        return self.state in ("serving", "candidate") or self.is_rollback
 
     @property
     def watermark(self) -> int | None:
@@ -80,12 +88,34 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Tombstones:
+    """The hashes of erased keys, by the names of the key columns that they are of, and the secret that went into them (T14)."""
+
+    secret: str
+    digests: Mapping[tuple[str, ...], frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did.
+
+    `versions` has of each view the number of the version that served and of the one that serves again, `objects` the (kind, name)
+    of what else means again what it meant.
+    """
+
+    versions: Mapping[str, tuple[int, int]]
+    objects: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Applied:
     """What is applied at one revision: specs by (kind, name), and every version there ever was."""
 
     revision: int
     specs: Mapping[tuple[str, str], Mapping[str, Any]]
     versions: tuple[Version, ...]
+    waiting: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    """What each name that does not mean yet what was applied last waits for."""
 
     def versions_of(self, view: str) -> tuple[Version, ...]:
         """Return the versions of a view, oldest first."""

@@ -117,6 +117,8 @@ PROBLEMS = {
     "run-in-progress": ProblemType(409, "Another run holds the view"),
     "coverage": ProblemType(409, "What is materialized does not allow it"),
     "gap": ProblemType(409, "The run would leave a gap"),
+    "pending": ProblemType(409, "The name waits for candidate versions"),
+    "rollback": ProblemType(409, "The version before cannot serve again"),
     "incomplete": ProblemType(409, "The spine reaches beyond what is materialized"),
     "unsupported-media-type": ProblemType(415, "The body's type is not understood"),
     "input": ProblemType(422, "The request is not valid"),
@@ -311,7 +313,9 @@ class Version(_Model):
     view: str
     version: int
     uid: Annotated[str, Field(description="Names the version's table and its online rows")]
-    state: Literal["candidate", "serving", "replaced", "dropped"]
+    state: Literal["candidate", "serving", "replaced", "dropped", "removing", "removed"]
+    is_rollback: Annotated[bool, Field(description="Kept fed, and serves again after a rollback")]
+    waits_for: Annotated[list[str], Field(description="What a candidate's takeover needs")]
     fingerprint: Annotated[str, Field(description="A hash of all that determines the values")]
     created_at: str
     coverage_start: str | None

@@ -47,7 +47,7 @@ def versions(store: Store, view: str | None = None) -> Versions:
     """List versions, oldest first: what each computes, covers, and has loaded online."""
     applied = store.applied()
     _check_view(applied, view)
-    return Versions(versions=[_version(each) for each in applied.versions if view in (None, each.view.name)])
+    return Versions(versions=[_version(applied, each) for each in applied.versions if view in (None, each.view.name)])
 
 
 @router.get("/runs", summary="Materializations")
@@ -101,7 +101,7 @@ def _definition(store: FeatureStore, applied: Applied, kind: str, name: str) -> 
         raise NotFoundError(kind, name, _names(applied, kind))
     spec = _with_objects(applied.specs[kind, name])
     additions: dict[str, Callable[[], Definition]] = {
-        "feature view": lambda: {"versions": [_version(each).model_dump() for each in applied.versions_of(name)]},
+        "feature view": lambda: {"versions": [_version(applied, each).model_dump() for each in applied.versions_of(name)]},
         "feature service": lambda: _resolved(store, name),
     }
     return spec | additions[kind]() if kind in additions else spec
@@ -128,14 +128,17 @@ def _resolved(store: FeatureStore, service: str) -> Definition:
     }
 
 
-def _version(version: AppliedVersion) -> Version:
+def _version(applied: Applied, version: AppliedVersion) -> Version:
     coverage = version.coverage
+    needs = applied.waiting.get(("feature view", version.view.name), ()) if version.state == "candidate" else ()
     is_from_beginning = coverage is None or coverage.start < BEGINNING
     return Version(
         view=version.view.name,
         version=version.number,
         uid=version.uid,
         state=version.state,  # type: ignore[arg-type]  # pydantic checks it
+        is_rollback=version.is_rollback,
+        waits_for=list(needs),
         fingerprint=version.fingerprint,
         created_at=instant_text(version.created_at),
         coverage_start=None if coverage is None or is_from_beginning else instant_text(coverage.start),

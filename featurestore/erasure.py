@@ -1,0 +1,195 @@
+"""Erasure (T14): the rows of some entities disappear online and from every retained version of every table, and do not come back.
+
+In this order, so that whoever was killed in between only has to do it again: the tombstones are recorded, which every later read of
+a source respects; the online rows are deleted by a run of a number above all others, so that no run that is under way brings them
+back; then each version's tables are written anew under its lease. What is recorded of it has hashes and counts, never keys.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from featurestore.clock import instant_text
+from featurestore.definitions import Entity
+from featurestore.errors import InputError, NotFoundError, OfflineStoreError, OnlineStoreError, RunInProgressError, known_names
+from featurestore.materialize import offline_table
+from featurestore.offline.erased import digests, is_kept
+from featurestore.offline.session import identifier, parquet, session
+from featurestore.online.store import OnlineStore
+from featurestore.registry.registry import Registry
+from featurestore.registry.state import Loaded, Tombstones, Version
+from featurestore.settings import Settings
+from featurestore.specs import from_spec
+from featurestore.types import as_key_column
+
+__all__ = ["ErasedVersion", "Erasure", "Manifest"]
+
+_ALL = "true"
+
+
+@dataclass(frozen=True)
+class ErasedVersion:
+    """What was erased of one version of a view: online rows, rows of the newest table, and files that were written anew."""
+
+    view: str
+    version: int
+    online_rows: int
+    rows: int
+    files: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an erasure did: hashes and counts, never keys. `is_log_compacted` says whether the online server dropped its old log."""
+
+    entity: str
+    erased_at: int
+    digests: tuple[str, ...]
+    versions: tuple[ErasedVersion, ...] = field(default=())
+    is_log_compacted: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest as JSON-ready data."""
+        versions = [asdict(each) for each in self.versions]
+        return asdict(self) | {"erased_at": instant_text(self.erased_at), "digests": list(self.digests), "versions": versions}
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """Erases entities of one repo, and lifts what was erased."""
+
+    settings: Settings
+    registry: Registry
+    online: OnlineStore
+
+    def erase(self, entity: str, keys: Mapping[str, Sequence[Any]], *, now: int) -> Manifest:
+        """Erase entities given by their join key columns.
+
+        Raises:
+            NotFoundError: no such entity is applied.
+            InputError: a key column is missing, unknown, of another length, of a wrong type or holds a null.
+            RunInProgressError: a view is being materialized, so its tables are not done; do it again when that has ended.
+
+        """
+        found, columns = self._keys(entity, keys)
+        names = tuple(key.name for key in found.join_keys)
+        hashes = tuple(dict.fromkeys(digests(self.registry.erasure_secret(), found.join_keys, columns)))
+        self.registry.bury(names, hashes, now=now)
+        tombstones = self.registry.tombstones()
+        held = [each for each in self.registry.applied().versions if _holds(each, names)]
+        deleted = {each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held}
+        done, busy = [], []
+        for each in held:
+            try:
+                with self.registry.lease(each):
+                    rows, files = self._rewrite(self.registry.version(each.id), tombstones, now)
+            except RunInProgressError as reason:
+                busy.append(str(reason))
+            else:
+                done.append(ErasedVersion(each.view.name, each.number, deleted[each.uid], rows, files))
+        manifest = Manifest(entity, now, hashes, tuple(done), is_log_compacted=self._compact())
+        self.registry.record_erasure(entity, manifest.to_dict(), now=now)
+        if busy:
+            raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")
+        return manifest
+
+    def lift(self, entity: str, keys: Mapping[str, Sequence[Any]], *, now: int) -> int:
+        """Lift the tombstones of entities, so that later runs read their rows again; returns how many there were."""
+        found, columns = self._keys(entity, keys)
+        names = tuple(key.name for key in found.join_keys)
+        return self.registry.lift(names, digests(self.registry.erasure_secret(), found.join_keys, columns), now=now)
+
+    def _keys(self, entity: str, given: Mapping[str, Sequence[Any]]) -> tuple[Entity, list[pa.ChunkedArray]]:
+        specs = self.registry.applied().specs
+        if ("entity", entity) not in specs:
+            raise NotFoundError("entity", entity, [name for kind, name in specs if kind == "entity"])
+        found = from_spec(Entity, specs["entity", entity])
+        names = [key.name for key in found.join_keys]
+        for name in given:
+            if name not in names:
+                raise InputError(f"{name!r} is no join key of entity {entity!r}; {known_names(name, names)}", name=name)
+        columns = []
+        for key in found.join_keys:
+            if key.name not in given:
+                raise InputError(f"join key {key.name!r} of entity {entity!r} is missing", name=key.name)
+            try:
+                column = as_key_column(pa.array(given[key.name]), key.name, key.type)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError) as reason:
+                raise InputError(f"key {key.name!r} holds a value that is no {key.type}: {reason}", name=key.name) from reason
+            if column.null_count:
+                raise InputError(f"key {key.name!r} holds a null, which is no entity", name=key.name)
+            columns.append(column)
+        if len({len(column) for column in columns}) > 1:
+            raise InputError("key columns differ in length: " + ", ".join(f"{key!r}" for key in names))
+        return found, columns
+
+    def _delete_online(
+        self, version: Version, tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray], now: int
+    ) -> int:
+        """Delete the online rows of all keys that contain an erased one; those of several entities are found in the tables."""
+        if version.coverage is None or not version.view.online:
+            return 0
+        run = self.registry.erasing_run(version, now=now)
+        keys = self._keys_in_tables(version, tombstones)
+        self.online.delete(version, keys, run=run)
+        if names == tuple(key.name for key in version.view.join_keys):
+            self.online.delete(version, given, run=run)
+        return len(keys[0])
+
+    def _keys_in_tables(self, version: Version, tombstones: Tombstones) -> list[pa.ChunkedArray]:
+        view, files = version.view, offline_table(self.settings, version).data_files()
+        kept = is_kept(view, tombstones)
+        if not files or kept is None:
+            return [pa.chunked_array([], key.type.arrow) for key in view.join_keys]
+        columns = ", ".join(identifier(key.name) for key in view.join_keys)
+        with session(OfflineStoreError, f"the table of view {view.name!r}") as connection:
+            query = f"SELECT DISTINCT {columns} FROM {parquet(files)} WHERE NOT ({kept})"
+            table = connection.sql(query).to_arrow_table()
+        return [table[key.name].cast(key.type.arrow) for key in view.join_keys]
+
+    def _rewrite(self, version: Version, tombstones: Tombstones, now: int) -> tuple[int, int]:
+        """Write the tables of a version anew, whose lease the caller holds; returns rows and files."""
+        table = offline_table(self.settings, version)
+        if version.state in ("removing", "removed"):
+            shutil.rmtree(table.folder, ignore_errors=True)  # it is on its way out, and need not be whole any more
+        if version.coverage is None or not table.folder.exists():
+            return 0, 0
+        run = self.registry.start_run(version, None, version.coverage.end, now=now)
+        table.discard_unnamed()
+        try:
+            snapshot, rows, files = table.erase(is_kept(version.view, tombstones) or _ALL, run=run)
+            self.registry.cover(version, version.coverage, snapshot.version, run)
+            loaded = self._loaded(version, run, snapshot.version, now)
+        except BaseException as reason:
+            error = str(reason) or type(reason).__name__
+            self.registry.finish_run(version, run, now=now, report={"erased": 0}, error=error)
+            raise
+        self.registry.finish_run(version, run, now=now, report={"erased": rows}, loaded=loaded)
+        return rows, files
+
+    def _loaded(self, version: Version, run: int, table_version: int, now: int) -> Loaded | None:
+        """Take the online load along to the new table version, if it was complete and the server still has it."""
+        loaded = version.loaded
+        if loaded is None or loaded.table_version != version.table_version or not version.view.online:
+            return None
+        if self.online.loaded_run(version) != loaded.run:
+            return None
+        with self.online.load(version, run=run, now=now) as load:
+            load.finish()
+        return Loaded(run, table_version)
+
+    def _compact(self) -> bool:
+        try:
+            self.online.compact()
+        except OnlineStoreError:  # a server of others may forbid it
+            return False
+        return True
+
+
+def _holds(version: Version, names: tuple[str, ...]) -> bool:
+    return version.state != "removed" and {key.name for key in version.view.join_keys} >= set(names)

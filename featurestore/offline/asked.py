@@ -1,0 +1,65 @@
+"""What is asked for: keys and times, sorted by key hash once for all views that have these keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurestore.offline.keys import encoded, hashed
+
+__all__ = ["Asked"]
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Keys and times, in the order of the keys' hashes. Rows with a null in their key are left out.
+
+    `rows` says where each stood among the `count` rows asked for; `times` are microseconds. Rows that follow each other with equal
+    keys form a run: run `i` is `[runs[i], runs[i + 1])`, and `keys` holds the key columns of the runs.
+    """
+
+    count: int
+    rows: Integers
+    hashes: Integers
+    times: Integers
+    runs: Integers
+    keys: tuple[pa.Array, ...]
+
+    @staticmethod
+    def of(keys: Sequence[pa.ChunkedArray], times: Integers) -> Asked:
+        """Return key columns, in their declared types, and times, shape (rows,), as what is asked for."""
+        rows = np.arange(len(times))
+        if any(key.null_count for key in keys):
+            rows = np.flatnonzero(np.logical_and.reduce([pc.is_valid(key).to_numpy() for key in keys]))
+            keys = [key.take(pa.array(rows)) for key in keys]
+        columns = [encoded(key) for key in keys]
+        hashes = hashed(columns)
+        order = np.argsort(hashes, kind="stable")
+        codes = [column.codes[order] for column in columns]
+        runs = bounds(len(order), [hashes[order], *codes])
+        firsts = pa.array(order[runs[:-1]])
+        taken = (key.take(firsts).combine_chunks() for key in keys)
+        parts = tuple(key.chunk(0) if isinstance(key, pa.ChunkedArray) and key.num_chunks else key for key in taken)
+        return Asked(len(times), rows[order], hashes[order], times[rows[order]], runs, parts)
+
+    def between(self, first: int, last: int) -> Asked:
+        """Return the rows of `[first, last)`, which must be whole runs."""
+        low, high = np.searchsorted(self.runs, (first, last))
+        keys = tuple(key.slice(low, high - low) for key in self.keys)
+        part = slice(first, last)
+        return Asked(self.count, self.rows[part], self.hashes[part], self.times[part], self.runs[low : high + 1] - first, keys)
+
+
+def bounds(rows: int, columns: Sequence[npt.NDArray[np.generic]]) -> Integers:
+    """Return where runs of rows begin that are equal in all columns, and the number of rows at the end."""
+    changes = np.zeros(max(rows - 1, 0), dtype=bool)
+    for column in columns:
+        changes |= column[1:] != column[:-1]
+    return np.concatenate([np.zeros(min(rows, 1), np.int64), np.flatnonzero(changes) + 1, np.array([rows])])

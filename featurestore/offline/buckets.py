@@ -1,0 +1,215 @@
+"""Reading tables bucket by bucket: a bucket is a range of key hashes, and in every file a range of row groups.
+
+The row groups that what is asked for can touch are cut into buckets of so many rows that the work on one stays in the processor's
+caches, and a few of them in memory. A bucket's rows are sorted by key hash and visible time (files are slabs of visible time, one
+after the other, so a stable sort by hash does it), and the rows of one key are a **group**.
+
+Keys that differ may share a hash. So groups are made of equal *keys*, and what is found by hash is compared with the key asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from featurestore.definitions import FeatureView
+from featurestore.errors import OfflineStoreError
+from featurestore.offline.asked import Asked, bounds
+from featurestore.offline.keys import encoded
+from featurestore.offline.tables import DataFile, Footer, table_schema
+from featurestore.types import Bytes, String
+
+__all__ = ["LEAST", "Bucket", "buckets", "int64"]
+
+_ABSENT = -1
+LEAST = -(2**63)
+_ROWS = 262_144
+_ROWS_OF_A_FILE = 65_536
+_MOST_ROWS = 2_097_152
+_ORDER = ("__visible_time", "__event_time", "__created_time", "__seq")
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some row groups of a file, by number."""
+
+    file: DataFile
+    footer: Footer
+    groups: Integers
+
+    def only(self, is_kept: npt.NDArray[np.bool_]) -> Part:
+        """Return some of them."""
+        return Part(self.file, self.footer, self.groups[is_kept])
+
+    @property
+    def rows(self) -> Integers:
+        """How many rows each of them has."""
+        return self.footer.rows[self.groups]
+
+    @property
+    def least(self) -> Integers:
+        """The least key hash of each of them."""
+        return self.footer.least[self.groups]
+
+    @property
+    def greatest(self) -> Integers:
+        """The greatest key hash of each of them."""
+        return self.footer.greatest[self.groups]
+
+
+def buckets(view: FeatureView, files: Sequence[DataFile], asked: Asked) -> Iterator[tuple[Bucket, Asked]]:
+    """Cut what is asked for, and the row groups of files that it can touch, into buckets; unread so far, in the order of hashes."""
+    parts = [part for file in files if len((part := _touched(file, asked.hashes)).groups)]
+    cuts = _cuts(parts)
+    firsts = np.searchsorted(asked.hashes, cuts)
+    lasts = np.append(firsts[1:], len(asked.hashes))
+    for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+        if first < last:
+            own = asked.between(first, last)
+            low, high = own.hashes[0], own.hashes[-1]
+            held = (part.only((part.least <= high) & (part.greatest >= low)) for part in parts)
+            yield Bucket(view, [part for part in held if len(part.groups)]), own
+
+
+def _touched(file: DataFile, hashes: Integers) -> Part:
+    whole = Part(file, footer := file.footer(), np.arange(len(footer.rows)))
+    return whole.only(np.searchsorted(hashes, whole.least, "left") < np.searchsorted(hashes, whole.greatest, "right"))
+
+
+def _cuts(parts: Sequence[Part]) -> Integers:
+    """Return the first hash of each bucket; the more files, the more rows, since each file gives some that are not wanted."""
+    target = min(_MOST_ROWS, max(_ROWS, _ROWS_OF_A_FILE * len(parts)))
+    if not parts:
+        return np.array([LEAST])
+    least = np.concatenate([part.least for part in parts])
+    order = np.argsort(least, kind="stable")
+    number = np.cumsum(np.concatenate([part.rows for part in parts])[order]) // target
+    begins = np.flatnonzero(np.diff(number)) + 1
+    return np.unique(np.concatenate([[LEAST], least[order][begins]]))
+
+
+class Bucket:
+    """The rows of a view's table in a range of key hashes. Columns are read when they are needed.
+
+    Positions count the rows in sorted order, in which group `i` is `[groups[i], groups[i + 1])`.
+    """
+
+    def __init__(self, view: FeatureView, parts: Sequence[Part]) -> None:
+        self._view = view
+        self._parts = parts
+        self._names = [key.name for key in view.join_keys]
+        self.is_reordered = view.source.visible_from == "created_time"
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]))])
+
+    @cached_property
+    def _index(self) -> tuple[pa.Table, Integers | None, Integers, Integers]:
+        """Return the columns that say where a row belongs, the order that sorts them if they are not, hashes, and groups."""
+        times = _ORDER if self.is_reordered else _ORDER[:1]
+        rows = self._read([*self._names, "__key_hash", *times], np.arange(len(self._starts) - 1))
+        hashes, codes = int64(rows["__key_hash"]), [encoded(rows[name]).codes for name in self._names]
+        order = None
+        if np.any(hashes[1:] < hashes[:-1]):
+            order = np.argsort(hashes, kind="stable")
+            hashes, codes = hashes[order], [column[order] for column in codes]
+        groups = bounds(len(hashes), [hashes, *codes])
+        if len(groups) != len(bounds(len(hashes), [hashes])):
+            # Keys collide: their rows may alternate from slab to slab, so the keys themselves have to sort them.
+            known = [int64(rows[name]) if order is None else int64(rows[name])[order] for name in times]
+            again = np.lexsort((*reversed(known), *codes, hashes))
+            order = again if order is None else order[again]
+            hashes, codes = hashes[again], [column[again] for column in codes]
+            groups = bounds(len(hashes), [hashes, *codes])
+        return rows, order, hashes, groups
+
+    @property
+    def groups(self) -> Integers:
+        """The bounds of the groups."""
+        return self._index[3]
+
+    def keys(self) -> list[pa.ChunkedArray]:
+        """Return the key columns of the groups."""
+        rows, order, _, groups = self._index
+        firsts = pa.array(groups[:-1] if order is None else order[groups[:-1]])
+        return [rows[key.name].take(firsts).cast(key.type.arrow) for key in self._view.join_keys]
+
+    def times(self, name: str) -> Integers:
+        """Return a column of the index in sorted order, as integers; null is the least, which is where T4 sorts it."""
+        rows, order, _, _ = self._index
+        values = int64(rows[name])
+        return values if order is None else values[order]
+
+    def find(self, asked: Asked) -> Integers:
+        """Return the group of each row asked for, `_ABSENT` where there is none."""
+        _, _, hashes, groups = self._index
+        starts, keys = hashes[groups[:-1]], self.keys()
+        wanted = asked.hashes[asked.runs[:-1]]
+        candidate = np.searchsorted(starts, wanted, "left")
+        found = np.full(len(wanted), _ABSENT, dtype=np.int64)
+        pending = np.arange(len(wanted))
+        while len(pending):
+            pending = pending[candidate[pending] < len(starts)]
+            pending = pending[starts[candidate[pending]] == wanted[pending]]
+            if not len(pending):
+                break
+            stored, given = pa.array(candidate[pending]), pa.array(pending)
+            pairs = ((key.take(stored), other.take(given)) for key, other in zip(keys, asked.keys, strict=True))
+            is_same = np.logical_and.reduce([pc.equal(one, other).to_numpy() for one, other in pairs])
+            found[pending[is_same]] = candidate[pending[is_same]]
+            # What differs has met a colliding key: the next group of the same hash may be the one.
+            pending = pending[~is_same]
+            candidate[pending] += 1
+        return np.repeat(found, np.diff(asked.runs))
+
+    def take(self, columns: Sequence[str], positions: Integers) -> pa.Table:
+        """Return some rows of some columns; only the row groups that hold them are read."""
+        _, order, _, _ = self._index
+        places = positions if order is None else order[positions]
+        number = np.searchsorted(self._starts, places, "right") - 1
+        used = np.flatnonzero(np.bincount(number, minlength=len(self._starts) - 1))
+        lengths = np.diff(self._starts)[used]
+        shift = np.zeros(len(self._starts), dtype=np.int64)
+        shift[used] = np.cumsum(lengths) - lengths - self._starts[used]
+        return self._read(columns, used).take(pa.array(places + shift[number]))
+
+    def _read(self, columns: Sequence[str], used: Integers) -> pa.Table:
+        """Read columns of the row groups used, counted over all parts."""
+        wanted, tables, first = list(dict.fromkeys(columns)), [], 0
+        # The keys of a table repeat: texts are compared and hashed once for each, not for each row.
+        texts = [key.name for key in self._view.join_keys if key.type in (String, Bytes)]
+        for part in self._parts:
+            mine = used[(used >= first) & (used < first + len(part.groups))] - first
+            first += len(part.groups)
+            if len(mine):
+                tables.append(_read_groups(part, part.groups[mine].tolist(), wanted, texts))
+        if not tables:
+            return table_schema(self._view).empty_table().select(wanted)
+        return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _read_groups(part: Part, groups: list[int], columns: list[str], dictionaries: list[str]) -> pa.Table:
+    path = part.file.path
+    try:
+        with pq.ParquetFile(path, metadata=part.footer.metadata, read_dictionary=dictionaries) as opened:
+            table = opened.read_row_groups(groups, columns=columns, use_threads=False)
+        is_changed = part.file.stamp() != part.footer.stamp
+    except (OSError, pa.ArrowException) as reason:
+        raise OfflineStoreError(f"cannot read {path}: {reason}") from reason
+    if is_changed:
+        raise OfflineStoreError(f"{path} was written anew while it was read, as by an erasure; read again")
+    return table
+
+
+def int64(column: pa.ChunkedArray) -> Integers:
+    """Return a column of integers or times as int64; null is the least, which is where T4 sorts it."""
+    integers = pc.fill_null(column.cast(pa.int64()), LEAST) if column.null_count else column.cast(pa.int64())
+    array: Integers = integers.to_numpy()
+    return array

@@ -1,0 +1,1 @@
+"""The steps, one for each number of the schema."""
