@@ -115,7 +115,7 @@ hidden = FeatureView("hidden", entities=[user], source=events, fields={"n": Floa
 
     assert (estimate.view, estimate.version) == ("view", 1)
     assert estimate.keys == pytest.approx(count, rel=0.1)
-    assert estimate.row_bytes == pytest.approx(usage.row_bytes, rel=0.02)
+    assert estimate.row_bytes == pytest.approx(usage.row_bytes, abs=8)  # the server is asked for some rows only
     # Valkey needs less than the Redis 7 that is computed.
     assert 0.6 < usage.memory_bytes / (estimate.memory_bytes * count / estimate.keys) < 1.1
 
