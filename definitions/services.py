@@ -2,7 +2,16 @@
 
 from featurestore import FeatureService
 
-from .views import aircraft_facts, airport_weather, carrier_names, last_landing, route_departure
+from .views import (
+    aircraft_delays,
+    aircraft_facts,
+    airport_weather,
+    carrier_delays,
+    carrier_names,
+    last_landing,
+    route_delays,
+    route_departure,
+)
 
 # The airport in the role of the flight's origin: the request's column `origin` stands for the view's key `airport`.
 origin_weather = airport_weather.alias("origin_weather", join_keys={"airport": "origin"})
@@ -15,6 +24,9 @@ departure_delay_v1 = FeatureService(
         last_landing[["arrival_delay", "air_time"]],
         route_departure,
         carrier_names,
+        aircraft_delays,
+        carrier_delays[["arrival_delay_mean_1d", "arrival_delay_mean_7d", "late_landings_1d"]],
+        route_delays,
     ],
     description="Will this flight leave late? Asked at its scheduled departure",
 )

@@ -1,6 +1,6 @@
 """Features: which columns, of which entity, how fresh and for how long."""
 
-from featurestore import FeatureView, Field
+from featurestore import Aggregation, FeatureView, Field
 from featurestore.types import Bool, Float64, Int32, Int64, String
 
 from .entities import aircraft, airport, carrier, route
@@ -65,4 +65,48 @@ route_departure = FeatureView(
 
 carrier_names = FeatureView(
     "carrier_names", entities=[carrier], source=airlines, fields=[Field("name", String)], description="The airline's name"
+)
+
+# Statistics over time windows: each aggregation gives a feature for each of its windows, as `arrival_delay_mean_7d`. A window ends
+# with what was known at the time that is asked for, in training and in serving alike, and grows by whole hours: `refresh`.
+aircraft_delays = FeatureView(
+    "aircraft_delays",
+    entities=[aircraft],
+    source=landings,
+    aggregations=[
+        Aggregation("*", "count", ["1d", "7d", "30d"], name="landings"),
+        Aggregation("arrival_delay", "mean", ["1d", "7d", "30d"]),
+        Aggregation("arrival_delay", "max", ["7d"]),
+        Aggregation("arrival_delay", "last_n", ["7d"], n=3),
+    ],
+    refresh="1h",
+    description="How late an aircraft has landed of late",
+)
+
+carrier_delays = FeatureView(
+    "carrier_delays",
+    entities=[carrier],
+    source=landings,
+    aggregations=[
+        Aggregation("arrival_delay", "mean", ["1d", "7d", "30d"]),
+        Aggregation("arrival_delay", "stddev", ["30d"]),
+        # A condition leaves rows out, as if the column were null in them.
+        Aggregation("*", "count", ["1d", "7d"], where="arrival_delay > 15", name="late_landings"),
+        Aggregation("tail_number", "count_distinct", ["1d"], name="aircraft"),
+    ],
+    refresh="1h",
+    description="How late a carrier's flights have landed of late",
+)
+
+route_delays = FeatureView(
+    "route_delays",
+    entities=[route],
+    source=landings,
+    aggregations=[
+        Aggregation("arrival_delay", "mean", ["1d", "7d", "30d"]),
+        # An expression stands for the column: minutes in the air for each hundred miles.
+        Aggregation("slowness", "mean", ["30d"], sql="100.0 * air_time / distance"),
+    ],
+    refresh="1h",
+    description="How late flights on a route have landed of late",
 )

@@ -20,6 +20,7 @@ from featurestore.errors import InputError, NotFoundError, OfflineStoreError, On
 from featurestore.materialize import offline_table
 from featurestore.offline.erased import digests, is_kept
 from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.upkeep import data_files, discard_unnamed, erase
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Loaded, Tombstones, Version
@@ -142,7 +143,7 @@ class Erasure:
         return len(keys[0])
 
     def _keys_in_tables(self, version: Version, tombstones: Tombstones) -> list[pa.ChunkedArray]:
-        view, files = version.view, offline_table(self.settings, version).data_files()
+        view, files = version.view, data_files(offline_table(self.settings, version))
         kept = is_kept(view, tombstones)
         if not files or kept is None:
             return [pa.chunked_array([], key.type.arrow) for key in view.join_keys]
@@ -160,9 +161,9 @@ class Erasure:
         if version.coverage is None or not table.folder.exists():
             return 0, 0
         run = self.registry.start_run(version, None, version.coverage.end, now=now)
-        table.discard_unnamed()
+        discard_unnamed(table)
         try:
-            snapshot, rows, files = table.erase(is_kept(version.view, tombstones) or _ALL, run=run)
+            snapshot, rows, files = erase(table, is_kept(version.view, tombstones) or _ALL, run=run)
             self.registry.cover(version, version.coverage, snapshot.version, run)
             loaded = self._loaded(version, run, snapshot.version, now)
         except BaseException as reason:

@@ -19,12 +19,14 @@ from featurestore.clock import Clock, duration_micros, instant_text, to_micros
 from featurestore.errors import ConflictError, GapError, InputError, OnlineStoreError, SourceError
 from featurestore.offline.asked import Asked
 from featurestore.offline.erased import without_erased
+from featurestore.offline.manifests import pinned
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
 from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.offline.touched import LastLoad, touched_keys
+from featurestore.offline.upkeep import compact, discard_unnamed, has_many_files, vacuum
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded, Version
@@ -53,7 +55,7 @@ Progress = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class Report:
-    """What one run did. `start` and `end` bound the visible time that it replaced; all counts are rows."""
+    """What one run did. `start` and `end` bound the visible time that it replaced; counts are rows, or files where they say so."""
 
     view: str
     version: int
@@ -68,6 +70,10 @@ class Report:
     online_written: int = 0
     online_deleted: int = 0
     online_full: bool = False
+    compacted: int = 0
+    """How many small files were put together."""
+    vacuumed: int = 0
+    """How many files were removed."""
     error: str | None = None
     """Why a version that is kept for rollback could not be fed."""
 
@@ -121,6 +127,17 @@ class Materialization:
         with self.registry.lease(version):
             return _Run(self, self.registry.version(version.id), progress, None).sync(full=full)
 
+    def compact(self, version: Version, *, is_vacuum: bool) -> Report:
+        """Put the small files of one version's table together, and with `is_vacuum` remove those that nothing needs any more.
+
+        Raises:
+            RunInProgressError: another run holds the version.
+            OfflineStoreError: a file cannot be read, written or removed.
+
+        """
+        with self.registry.lease(version):
+            return _Run(self, self.registry.version(version.id), lambda _: None, None).compact(is_vacuum=is_vacuum)
+
 
 class _Run:
     """One run of one version, under its lease."""
@@ -141,7 +158,7 @@ class _Run:
         found = self._survey(rows, interval)
         until = self.now if self.view.is_static else interval[1]
         if self.registry.was_killed(self.version):
-            self.table.discard_unnamed()
+            discard_unnamed(self.table)
         beginning = None if interval[0] < BEGINNING else interval[0]
         run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
         self.run = run
@@ -151,7 +168,7 @@ class _Run:
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
-        return self._finished(report, lambda: self._load_online(self._write_offline(rows, interval, found, report)))
+        return self._finished(report, lambda: self._tidied(*self._load_online(self._write_offline(rows, interval, found, report))))
 
     def sync(self, *, full: bool) -> Report:
         """Load what the table holds at the watermark."""
@@ -160,6 +177,36 @@ class _Run:
         run = self.registry.start_run(self.version, at, at, now=self.now, above=self._last_run_online())
         report = Report(self.view.name, self.version.number, run, at, at)
         return self._finished(report, lambda: self._load_online(report, full=full))
+
+    def compact(self, *, is_vacuum: bool) -> Report:
+        """Compact the table, and vacuum it."""
+        assert self.version.coverage is not None
+        at = self.version.coverage.end
+        self.run = self.registry.start_run(self.version, at, at, now=self.now, above=self._last_run_online())
+        report = Report(self.view.name, self.version.number, self.run, at, at)
+        return self._finished(report, lambda: self._vacuumed(*self._compacted(report, None), is_vacuum=is_vacuum))
+
+    def _tidied(self, report: Report, loaded: Loaded | None) -> tuple[Report, Loaded | None]:
+        if self.version.coverage is None or not has_many_files(self._snapshot()):
+            return report, loaded
+        return self._compacted(report, loaded)
+
+    def _compacted(self, report: Report, loaded: Loaded | None) -> tuple[Report, Loaded | None]:
+        """Compact the table; a load of what it held is one of what it holds."""
+        assert self.version.coverage is not None
+        before, loaded = self.version.table_version, loaded or self.version.loaded
+        snapshot, files = compact(self.table, run=report.run)
+        self._cover(self.version.coverage.end, snapshot)
+        if loaded is not None and loaded.table_version == before:
+            loaded = replace(loaded, table_version=snapshot.version)
+        return replace(report, compacted=files), loaded
+
+    def _vacuumed(self, report: Report, loaded: Loaded | None, *, is_vacuum: bool) -> tuple[Report, Loaded | None]:
+        if not is_vacuum:
+            return report, loaded
+        needed = {self.version.table_version, *pinned(self.settings.offline_folder).get(self.version.uid, ())}
+        needed |= {each.table_version for each in (loaded, self.version.loaded) if each is not None}
+        return replace(report, vacuumed=vacuum(self.table, needed)), loaded
 
     def _finished(self, report: Report, work: Callable[[], tuple[Report, Loaded | None]]) -> Report:
         """Do the work of a run that has begun, and record how it ended."""

@@ -1,8 +1,8 @@
 """Retired versions: what replaced and dropped versions left, online and offline, is removed lazily and at a bounded rate (T11).
 
 A version that no rollback can reach any more is kept for an hour, since a lookup or a training read that began before may still use
-it. Its state is `removing` before its first row goes, and `removed` when nothing is left, so whoever was killed between is followed
-by the next run.
+it, and as long as the file of a training set is there that was made of it. Its state is `removing` before its first row goes, and
+`removed` when nothing is left, so whoever was killed between is followed by the next run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from featurestore.errors import OfflineStoreError, RunInProgressError
 from featurestore.materialize import offline_table
+from featurestore.offline.manifests import pinned
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Version
@@ -43,10 +44,11 @@ def remove_retired(
     A version that is being materialized is left for the next time.
     """
     left = keys
+    needed = pinned(settings.offline_folder)
     for version in registry.applied().versions:
         if left == 0:
             return
-        if _is_due(version, before):
+        if _is_due(version, before) and version.uid not in needed:
             try:
                 with registry.lease(version):
                     removal = _remove(settings, registry, online, version, left)

@@ -19,10 +19,10 @@ from featurestore.definitions import FeatureService
 from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
 from featurestore.materialize import Materialization, Progress, Report, offline_table
+from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
-from featurestore.offline.spine import open_spine
 from featurestore.offline.tables import Snapshot
-from featurestore.offline.training import Incomplete, Resources, TrainingSet
+from featurestore.offline.training import Incomplete, TrainingSet
 from featurestore.online import embedded
 from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
@@ -36,6 +36,7 @@ from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, Removal, remove_retired
 from featurestore.settings import load_settings, redacted
 from featurestore.sizing import Estimate, estimates
+from featurestore.training import TrainingSets
 
 __all__ = ["FeatureStore"]
 
@@ -197,6 +198,22 @@ class FeatureStore:
         materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
         return self._run_each(chosen, lambda version: materialization.sync(version, full=full, progress=progress), on_report)
 
+    def compact(
+        self, views: Sequence[str] | None = None, *, vacuum: bool = False, on_report: Callable[[Report], None] = lambda _: None
+    ) -> list[Report]:
+        """Put the small files of views' tables together, by default all; runs do so by themselves when there are many.
+
+        With `vacuum`, files go that belong to no table version which is current, was so within the last hour, or is named by the
+        manifest of a training set whose file is still there.
+
+        Raises:
+            RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
+
+        """
+        chosen = [version for version in self._versions(views) if version.coverage is not None]
+        materialization = Materialization(self.settings, self.registry, self.online, self.clock)
+        return self._run_each(chosen, lambda version: materialization.compact(version, is_vacuum=vacuum), on_report)
+
     def _run_each(
         self, chosen: Sequence[Version], run: Callable[[Version], Report], on_report: Callable[[Report], None]
     ) -> list[Report]:
@@ -268,29 +285,32 @@ class FeatureStore:
     # Training
 
     def get_historical_features(
-        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+        self,
+        spine: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        incomplete: Incomplete = "error",
+        as_of_manifest: str | Path | Mapping[str, Any] | None = None,
     ) -> TrainingSet:
         """Return the features of each spine row as of its timestamp; nothing is computed until the result is read.
 
         `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete`
         says what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
+        `as_of_manifest` makes a training set again as it was when `to_parquet` wrote it: its manifest, or the path to either.
 
         Raises:
             NotFoundError: no such service, view or feature.
             SpineError: the spine lacks a key or timestamp column, or one has a wrong type.
             IncompleteError: rows lie beyond what is materialized.
+            InputError: there is no manifest, or it is of another spine or other features.
 
         """
-        if incomplete not in ("error", "stale", "null"):
-            raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
-        selection = select(self.registry.serving(), _wanted(features))
-        opened = open_spine(spine, timestamp_column, selection.keys)
-        resources = Resources(self.settings.offline.memory_bytes, self.settings.threads)
-        return TrainingSet(opened, selection, self._snapshots(selection), resources, incomplete)
-
-    def _snapshots(self, selection: Selection) -> dict[str, Snapshot]:
-        versions = {lookup.version.uid: lookup.version for lookup in selection.lookups}
-        return {uid: offline_table(self.settings, version).snapshot(version.table_version) for uid, version in versions.items()}
+        made, wanted, now = TrainingSets(self.settings, self.registry), _wanted(features), self.clock()
+        asked = wanted if isinstance(wanted, str) else tuple(wanted)
+        if as_of_manifest is not None:
+            return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
+        return made.make(spine, asked, timestamp_column, incomplete, now=now)
 
     # Serving
 

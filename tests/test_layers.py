@@ -28,6 +28,7 @@ LAYERS = (  # lowest first
     "featurestore.materialize",
     "featurestore.erasure",
     "featurestore.retirement",
+    "featurestore.training",
     "featurestore.parity",
     "featurestore.doctor",
     "featurestore.store",

@@ -21,7 +21,7 @@ from featurestore.cli.erasing import delete_entities
 from featurestore.cli.failures import guarded
 from featurestore.cli.invocation import Debug, Invocation, Json, exposed
 from featurestore.cli.lifecycle import stop, teardown
-from featurestore.cli.running import materialize, sync
+from featurestore.cli.running import compact, materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
 from featurestore.cli.training import get_historical
@@ -31,9 +31,16 @@ __all__ = ["main"]
 
 _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Definitions": {"init": init, "plan": plan, "apply": apply, "list": list_objects, "describe": describe},
-    "Running": {"materialize": materialize, "sync": sync, "status": status, "rollback": rollback, "doctor": doctor},
+    "Running": {
+        "materialize": materialize,
+        "sync": sync,
+        "compact": compact,
+        "status": status,
+        "rollback": rollback,
+        "doctor": doctor,
+    },
     "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
-    "Ending": {"delete-entities": delete_entities, "prune": prune, "stop": stop, "teardown": teardown},
+    "Ending": {"compact": compact, "delete-entities": delete_entities, "prune": prune, "stop": stop, "teardown": teardown},
 }
 
 

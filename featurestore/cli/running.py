@@ -1,4 +1,4 @@
-"""The commands that run views: materialize, sync."""
+"""The commands that run views: materialize, sync, compact."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurestore.materialize import Report, Step
     from featurestore.store import FeatureStore
 
-__all__ = ["materialize", "sync"]
+__all__ = ["compact", "materialize", "sync"]
 
 Views = Annotated[list[str] | None, typer.Argument(metavar="VIEWS", help="Feature views; by default all.")]
 Start = Annotated[str | None, typer.Option(metavar="TIME", help="Where to start; by default at the watermark.")]
@@ -27,6 +27,7 @@ SyncViews = Annotated[list[str] | None, typer.Option("--views", metavar="VIEW", 
 Full = Annotated[bool, typer.Option("--full", metavar="", help="Write every row, not only what has changed.")]
 _MAX_RATE_HELP = "Rows per second to write online; by default as many as those who read it let it."
 MaxRate = Annotated[float | None, typer.Option(metavar="ROWS", min=1, help=_MAX_RATE_HELP)]
+Vacuum = Annotated[bool, typer.Option("--vacuum", metavar="", help="Also remove files that nothing needs any more.")]
 End = Annotated[str | None, typer.Option(metavar="TIME", help="Where to end; by default now.")]
 
 
@@ -52,11 +53,35 @@ def sync(call: Invocation, views: SyncViews = None, full: Full = False, max_rate
 
     Example: featurestore sync --full
     """
-    chosen = [name for each in views or () for name in each.split(",")] or None
+    chosen = _split(views)
     _run(
         call,
         lambda store, progress, on_report: store.sync(chosen, full=full, max_rate=max_rate, progress=progress, on_report=on_report),
     )
+
+
+def compact(call: Invocation, views: SyncViews = None, vacuum: Vacuum = False) -> None:
+    """Put the small files of offline tables together.
+
+    Runs do so by themselves when there are many. With --vacuum, files are removed that no current table version has, none of the
+    last hour, and none that the manifest of a training set names.
+
+    Example: featurestore compact --vacuum
+    """
+    reports: list[Report] = []
+    with call.store() as store:
+        store.compact(_split(views), vacuum=vacuum, on_report=reports.append)
+    record = {
+        "reports": [
+            {"view": each.view, "version": each.version, "compacted": each.compacted, "vacuumed": each.vacuumed} for each in reports
+        ]
+    }
+    rows = [[each.view, each.version, each.compacted, each.vacuumed] for each in reports]
+    call.answer(record, fitted(["view", "version", "files put together", "files removed"], rows))
+
+
+def _split(views: Sequence[str] | None) -> list[str] | None:
+    return [name for each in views or () for name in each.split(",")] or None
 
 
 def _run(call: Invocation, work: Callable[[FeatureStore, Callable[[Step], None], Callable[[Report], None]], object]) -> None:

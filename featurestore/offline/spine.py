@@ -8,6 +8,7 @@ is kept in a temporary Arrow file first.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from featurestore.types import ValueType, as_key_column
 __all__ = ["Spine", "key_column", "open_spine", "times_of"]
 
 _BATCH_ROWS = 122_880
+_DIGEST_ROWS = 65_536
 _SQL = re.compile(r"\s*(?:--.*\s+)*(?:select|with|from|values)[\s(*\"']|\s*\(\s*(?:select|with|from|values)\s", re.IGNORECASE)
 
 Batches = Callable[[Sequence[str] | None], Iterator[pa.RecordBatch]]
@@ -61,10 +63,37 @@ class Spine:
         batch = next(iter(self.read(None)), None)
         return 1 if not batch else batch.nbytes // len(batch) + 1
 
+    def digest(self) -> str:
+        """Return a hash of all columns: SHA-256 of their names and of batches of 65,536 rows, as Arrow IPC writes them.
+
+        How the spine comes in batches, or in which form, does not matter.
+        """
+        hashed = hashlib.sha256("\0".join(self.schema.names).encode())
+        held, first = [], 0
+        for batch in self.read(None):
+            held.append(batch)
+            first += len(batch)
+            if first >= _DIGEST_ROWS:
+                table = pa.Table.from_batches(held, self.schema)
+                whole = len(table) - len(table) % _DIGEST_ROWS
+                _hash_into(hashed, table.slice(0, whole))
+                held = table.slice(whole).to_batches()
+                first = len(table) - whole
+        _hash_into(hashed, pa.Table.from_batches(held, self.schema))
+        return hashed.hexdigest()
+
     def times(self) -> Iterator[npt.NDArray[np.int64]]:
         """Give the timestamps of all rows, in microseconds."""
         for batch in self.read([self.timestamp_column]):
             yield times_of(batch.column(0), self.timestamp_column)
+
+
+def _hash_into(hashed: Any, table: pa.Table) -> None:
+    for first in range(0, len(table), _DIGEST_ROWS):
+        part = table.slice(first, _DIGEST_ROWS)
+        # A copy, since a slice would bring its own offsets and a bitmap of nulls that it has none of.
+        for batch in part.take(pa.array(np.arange(len(part)))).combine_chunks().to_batches():
+            hashed.update(batch.serialize())
 
 
 def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -> Spine:

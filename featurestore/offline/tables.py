@@ -29,7 +29,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -51,7 +50,7 @@ from featurestore.offline.sources import ViewRows
 
 __all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema"]
 
-_OPTIONS = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384"
+OPTIONS = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 16384"
 _FOOTERS = 512
 _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
@@ -163,11 +162,12 @@ class OfflineTable:
         try:
             if version == -1 or not DeltaTable.is_deltatable(str(self.folder)):
                 return Snapshot(-1)
-            return self._snapshot(DeltaTable(str(self.folder), version=version))
+            return self.files_of(DeltaTable(str(self.folder), version=version))
         except (DeltaError, OSError) as reason:
             raise OfflineStoreError(f"cannot read the table of view {self.view.name!r} at {self.folder}: {reason}") from reason
 
-    def _snapshot(self, table: DeltaTable) -> Snapshot:
+    def files_of(self, table: DeltaTable) -> Snapshot:
+        """Return a loaded Delta table as a snapshot."""
         actions = pa.table(table.get_add_actions(flatten=True)).select(["path", "num_records"]).to_pylist()
         files = [self._file(action["path"], action["num_records"]) for action in actions]
         return Snapshot(table.version(), tuple(sorted(files, key=lambda file: file.first)))
@@ -195,19 +195,19 @@ class OfflineTable:
             return self._replace(start, end, rows, run)
         except (DeltaError, OSError) as reason:
             self._discard_since(before)
-            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
+            raise OfflineStoreError(f"{self.trouble}: {reason}") from reason
         except BaseException:
             self._discard_since(before)
             raise
 
     def _replace(self, start: int, end: int, rows: ViewRows, run: int) -> tuple[Snapshot, int]:
-        table = self._open_or_create()
-        touched = [file for file in self._snapshot(table).files if file.last > start and file.first <= end]
+        table = self.open()
+        touched = [file for file in self.files_of(table).files if file.last > start and file.first <= end]
         added = self._write_sorted(rows, start, end)
-        with session(OfflineStoreError, self._trouble) as connection:
+        with session(OfflineStoreError, self.trouble) as connection:
             rests = [rest for file in touched for rest in self._write_rest(connection, file, start, end)]
         if touched or added:
-            self._commit(table, touched, [*added, *rests], run)
+            self.commit(table, touched, [*added, *rests], run)
         return self.snapshot(), sum(file.rows for file in added)
 
     def _discard_since(self, before: Sequence[Path]) -> None:
@@ -217,89 +217,13 @@ class OfflineTable:
             if path not in before and path not in committed:
                 path.unlink(missing_ok=True)
 
-    def discard_unnamed(self) -> int:
-        """Remove files that no version names, as a process leaves that was killed before its commit; returns how many.
-
-        The caller holds the lease, so nobody is about to name one.
-        """
-        try:
-            named = {
-                action["add"]["path"]
-                for log in self.folder.glob("_delta_log/*.json")
-                for line in log.read_bytes().splitlines()
-                if "add" in (action := orjson.loads(line))
-            }
-            unnamed = [path for path in self.folder.glob("*.parquet*") if path.name not in named]
-            for path in unnamed:
-                path.unlink()
-        except (OSError, orjson.JSONDecodeError) as reason:
-            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
-        return len(unnamed)
-
-    def data_files(self) -> list[Path]:
-        """Return every data file that is there, those of older versions included."""
-        return sorted(self.folder.glob("*.parquet"))
-
-    def erase(self, keep: str, *, run: int) -> tuple[Snapshot, int, int]:
-        """Remove the rows for which a SQL condition is false from every version that is retained.
-
-        The newest version gets a successor. Files of older ones are written anew under their names, and the log is told their new
-        sizes. Returns the new snapshot, how many rows the newest version lost, and how many files were written.
-
-        Raises:
-            OfflineStoreError: a file cannot be read or written; what is done is done, and the rest is done by the next call.
-
-        """
-        try:
-            with session(OfflineStoreError, self._trouble) as connection:
-                table = self._open_or_create()
-                current = self._snapshot(table).files
-                touched = [(file, count) for file in current if (count := _count(connection, file.path, f"NOT ({keep})"))]
-                query = "SELECT * FROM {} WHERE " + keep
-                added = [new for file, _ in touched for new in self._copy(connection, query.format(parquet([file.path])))]
-                if touched:
-                    self._commit(table, [file for file, _ in touched], added, run)
-                snapshot = self.snapshot()
-                older = set(self.data_files()) - {file.path for file in snapshot.files}
-                rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
-                for path in rewritten:
-                    new = path.with_name(f"{path.name}.writing")
-                    connection.execute(f"COPY ({query.format(parquet([path]))}) TO {literal(str(new))} ({_OPTIONS})")
-                    new.replace(path)
-            self._correct_log()
-        except (DeltaError, OSError, pa.ArrowException) as reason:
-            raise OfflineStoreError(f"{self._trouble}: {reason}") from reason
-        return snapshot, sum(count for _, count in touched), len(added) + len(rewritten)
-
-    def _correct_log(self) -> None:
-        """Let the log have the sizes of files that were written anew; checkpoints, which repeat it, are left out from then on."""
-        log = self.folder / "_delta_log"
-        for file in sorted(log.glob("*.json")):
-            actions = [orjson.loads(line) for line in file.read_bytes().splitlines()]
-            corrected = [self._correct(action) for action in actions]
-            if any(corrected):
-                new = file.with_name(f"{file.name}.writing")
-                new.write_bytes(b"\n".join(map(orjson.dumps, actions)) + b"\n")
-                for checkpoint in (log / "_last_checkpoint", *log.glob("*.checkpoint*")):
-                    checkpoint.unlink(missing_ok=True)
-                new.replace(file)
-
-    def _correct(self, action: dict[str, Any]) -> bool:
-        entry = action.get("add") or action.get("remove")
-        path = self.folder / entry["path"] if entry else None
-        if entry is None or path is None or not path.exists() or entry.get("size") in (None, path.stat().st_size):
-            return False
-        entry["size"] = path.stat().st_size
-        if entry.get("stats"):
-            stats = orjson.loads(entry["stats"]) | {"numRecords": pq.read_metadata(path).num_rows}
-            entry["stats"] = orjson.dumps(stats).decode()
-        return True
-
     @property
-    def _trouble(self) -> str:
+    def trouble(self) -> str:
+        """How errors of writing begin."""
         return f"cannot write the table of view {self.view.name!r} at {self.folder}"
 
-    def _open_or_create(self) -> DeltaTable:
+    def open(self) -> DeltaTable:
+        """Return the Delta table, made if need be."""
         if DeltaTable.is_deltatable(str(self.folder)):
             return DeltaTable(str(self.folder))
         # `enableExpiredLogCleanup`: a training set names the versions that it read, so none may be forgotten behind our back.
@@ -317,11 +241,11 @@ class OfflineTable:
         columns = ", ".join(identifier(field.name) for field in self.schema)
         keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
         selected = rows.within(start, end)
-        with session(SourceError, rows.what, unless_about={self.folder: (OfflineStoreError, self._trouble)}) as connection:
+        with session(SourceError, rows.what, unless_about={self.folder: (OfflineStoreError, self.trouble)}) as connection:
             hashes = self._key_hashes(connection.sql(f"SELECT DISTINCT {keys} FROM {selected}").to_arrow_table())
             connection.register("key_hashes", hashes)
             order = self._order(rows, has_collisions=pc.count_distinct(hashes["__key_hash"]).as_py() < len(hashes))
-            files = self._copy(connection, f"SELECT {columns} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}")
+            files = self.copy(connection, f"SELECT {columns} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}")
         if any(_nulls(file, "__key_hash") for file in files):
             raise SourceError(f"{rows.what}: the files have changed while they were read; run again")
         return files
@@ -347,13 +271,14 @@ class OfflineTable:
     def _write_rest(self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int) -> Iterator[DataFile]:
         """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
         if file.first <= start:
-            yield from self._copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) <= {start}")
+            yield from self.copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) <= {start}")
         if file.last > end:
-            yield from self._copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) > {end}")
+            yield from self.copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) > {end}")
 
-    def _copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
+    def copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
+        """Write what a query gives, in its order, to a file that no version names yet; to none if it gives no row."""
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
-        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({_OPTIONS})")
+        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({OPTIONS})")
         metadata = pq.read_metadata(unnamed)
         if not metadata.num_rows:
             unnamed.unlink()
@@ -365,11 +290,14 @@ class OfflineTable:
         unnamed.rename(named)
         return [DataFile(named, first, last, metadata.num_rows)]
 
-    def _commit(self, table: DeltaTable, removed: Sequence[DataFile], added: Sequence[DataFile], run: int) -> None:
+    def commit(
+        self, table: DeltaTable, removed: Sequence[DataFile], added: Sequence[DataFile], run: int, *, is_new: bool = True
+    ) -> None:
+        """Replace files by others in one transaction; `is_new` says whether the rows change, or only where they are."""
         now = time.time_ns() // 1_000_000
-        actions: list[AddAction | RemoveAction] = [_add(file, now) for file in added]
+        actions: list[AddAction | RemoveAction] = [_add(file, now, is_new=is_new) for file in added]
         actions += [
-            RemoveAction(file.path.name, data_change=True, deletion_timestamp=now, size=file.path.stat().st_size)
+            RemoveAction(file.path.name, data_change=is_new, deletion_timestamp=now, size=file.path.stat().st_size)
             for file in removed
         ]
         table.create_write_transaction(
@@ -382,11 +310,7 @@ class OfflineTable:
         )
 
 
-def _count(connection: duckdb.DuckDBPyConnection, path: Path, condition: str) -> int:
-    return int(connection.execute(f"SELECT count(*) FROM {parquet([path])} WHERE {condition}").fetchall()[0][0])
-
-
-def _add(file: DataFile, now: int) -> AddAction:
+def _add(file: DataFile, now: int, *, is_new: bool) -> AddAction:
     stats = {
         "numRecords": file.rows,
         "minValues": {"__visible_time": _stamp(file.first)},
@@ -397,7 +321,7 @@ def _add(file: DataFile, now: int) -> AddAction:
         size=file.path.stat().st_size,
         partition_values={},
         modification_time=now,
-        data_change=True,
+        data_change=is_new,
         stats=orjson.dumps(stats).decode(),
     )
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,18 +22,19 @@ import pyarrow.parquet as pq
 from featurestore.clock import instant_text
 from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
 from featurestore.offline.asked import Asked
+from featurestore.offline.manifests import LookupRecord, Manifest, write_manifest
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, times_of
 from featurestore.offline.tables import Snapshot
 from featurestore.registry.selection import Lookup, Selection
-from featurestore.registry.state import FOREVER
+from featurestore.registry.state import FOREVER, Version
 from featurestore.types import pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Incomplete", "Resources", "TrainingSet"]
+__all__ = ["Incomplete", "Origin", "Resources", "TrainingSet", "complete_until"]
 
 _ASKED_BYTES = 150
 """What a spine row takes while it is sorted and looked up, besides its own columns and its features."""
@@ -42,6 +44,15 @@ _COPIES = 3
 """How often a row's columns are in memory at most: as they are read, as they are gathered, and in the result."""
 
 Incomplete = Literal["error", "stale", "null"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a training set was asked for, when, and where manifests keep table versions: what its manifest says besides."""
+
+    features: str | tuple[str, ...]
+    asked_at: int
+    offline_folder: Path
 
 
 @dataclass(frozen=True)
@@ -57,14 +68,19 @@ class TrainingSet:
     """A point-in-time training set, computed as it is read: `to_batches` and `to_parquet` never hold all of it.
 
     Its columns are the spine's, then the features in the service's order as `view__feature`. It reads the table versions that were
-    current when it was made, so reading it twice gives the same values whatever is materialized in between.
+    current when it was made, so reading it twice gives the same values whatever is materialized in between. `complete_until` says
+    for each view or alias how far its rows are complete. `erased_since` counts the erasures since the manifest that it is made
+    after: rows of what was erased are null.
     """
 
     spine: Spine
     selection: Selection
     snapshots: Mapping[str, Snapshot]
+    complete_until: Mapping[str, int]
     resources: Resources
+    origin: Origin
     incomplete: Incomplete = "error"
+    erased_since: int = 0
 
     def __post_init__(self) -> None:
         taken = set(self.selection.columns) & set(self.spine.schema.names)
@@ -102,7 +118,10 @@ class TrainingSet:
         return self.to_arrow().to_pydict()
 
     def to_parquet(self, path: str | Path) -> int:
-        """Write the result to a Parquet file, which appears when it is complete; returns the number of rows."""
+        """Write the result to a Parquet file, which appears when it is complete; returns the number of rows.
+
+        `<path>.manifest.json` beside it says what it was made of (`manifests.py`): `as_of_manifest` makes it again.
+        """
         target = Path(path)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         rows = 0
@@ -111,6 +130,7 @@ class TrainingSet:
                 for batch in self.to_batches():
                     writer.write_batch(batch)
                     rows += len(batch)
+            write_manifest(self._manifest(target, rows), self.origin.offline_folder)
             partial.replace(target)
         except (OSError, pa.ArrowException) as reason:
             raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
@@ -118,6 +138,28 @@ class TrainingSet:
             with suppress(OSError):
                 partial.unlink()
         return rows
+
+    def _manifest(self, target: Path, rows: int) -> Manifest:
+        lookups = tuple(
+            LookupRecord(
+                lookup.name, lookup.version.view.name, lookup.version.uid, self.snapshots[lookup.version.uid].version,
+                self.complete_until[lookup.name], lookup.key_columns, lookup.features,
+            )
+            for lookup in self.selection.lookups
+        )  # fmt: skip
+        return Manifest(
+            library=metadata.version("featurestore"),
+            created_at=instant_text(self.origin.asked_at),
+            path=str(target.resolve()),
+            features=self.origin.features,
+            fingerprint=self.selection.fingerprint(),
+            columns=self.selection.columns,
+            lookups=lookups,
+            timestamp_column=self.spine.timestamp_column,
+            incomplete=self.incomplete,
+            spine=self.spine.digest(),
+            rows=rows,
+        )
 
     def _chunk_rows(self) -> int:
         """Return how many spine rows to answer at once: what half of the memory holds, as each chunk reads the tables."""
@@ -145,7 +187,7 @@ class TrainingSet:
         sorted_once: dict[tuple[object, ...], Asked] = {}
         for lookup in self.selection.lookups:
             view = lookup.version.view
-            latest = _complete_until(lookup) if self.incomplete == "null" else FOREVER
+            latest = self.complete_until[lookup.name] if self.incomplete == "null" else FOREVER
             what = (lookup.key_columns, tuple(key.type for key in view.join_keys), latest)
             if what not in sorted_once:
                 keys = [key_column(chunk[name], name, key.type) for name, key in zip(what[0], view.join_keys, strict=True)]
@@ -158,7 +200,7 @@ class TrainingSet:
         return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
 
     def _refuse_incomplete(self) -> None:
-        limits = [(lookup, _complete_until(lookup)) for lookup in self.selection.lookups]
+        limits = [(lookup, self.complete_until[lookup.name]) for lookup in self.selection.lookups]
         late = np.zeros(len(limits), dtype=np.int64)
         rows, latest = 0, -(2**63)
         for times in self.spine.times():
@@ -179,6 +221,7 @@ def _incompleteness(lookup: Lookup, count: int, rows: int) -> str:
     return f"view {lookup.name!r} is {until}, {count} of {rows} rows are later"
 
 
-def _complete_until(lookup: Lookup) -> int:
-    until = lookup.version.complete_until()
+def complete_until(version: Version) -> int:
+    """Return the last instant for which a training row is complete; one before all others where nothing is materialized."""
+    until = version.complete_until()
     return BEGINNING - 1 if until is None else until

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from featurestore.errors import InputError, NotFoundError, PendingError
 from featurestore.registry.settling import view_name
 from featurestore.registry.state import Applied, Version
+from featurestore.specs import canonical_json
 from featurestore.types import ValueType
 
 __all__ = ["Lookup", "Selection", "select"]
@@ -47,6 +49,12 @@ class Selection:
             for lookup in self.lookups
             for column, key in zip(lookup.key_columns, lookup.version.view.join_keys, strict=True)
         }
+
+    def fingerprint(self) -> str:
+        """Return a hash of the columns, their types and the versions that give them: equal ones give equal values."""
+        given = [[each.name, each.version.fingerprint, each.key_columns, each.features] for each in self.lookups]
+        columns = [[name, str(type_)] for name, type_ in self.types().items()]
+        return hashlib.sha256(canonical_json([given, columns]).encode()).hexdigest()[:32]
 
     def types(self) -> dict[str, ValueType]:
         """Return the type of each output column."""

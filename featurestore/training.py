@@ -1,0 +1,89 @@
+"""Training sets of a repo: from what is asked for to what computes it, at the present tables or at those of a manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featurestore.clock import parse_instant
+from featurestore.errors import InputError
+from featurestore.materialize import offline_table
+from featurestore.offline.manifests import Manifest
+from featurestore.offline.spine import Spine, open_spine
+from featurestore.offline.tables import Snapshot
+from featurestore.offline.training import Incomplete, Origin, Resources, TrainingSet, complete_until
+from featurestore.registry.registry import Registry
+from featurestore.registry.selection import Lookup, Selection, select
+from featurestore.registry.state import Version
+from featurestore.settings import Settings
+
+__all__ = ["TrainingSets"]
+
+
+@dataclass(frozen=True)
+class TrainingSets:
+    """Makes the training sets of one repo."""
+
+    settings: Settings
+    registry: Registry
+
+    def make(
+        self, spine: Any, features: str | tuple[str, ...], timestamp_column: str, incomplete: Incomplete, *, now: int
+    ) -> TrainingSet:
+        """Return a training set of what names mean now, from the newest tables."""
+        if incomplete not in ("error", "stale", "null"):
+            raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
+        selection = select(self.registry.serving(), features if isinstance(features, str) else list(features))
+        opened = open_spine(spine, timestamp_column, selection.keys)
+        snapshots = {each.version.uid: self._snapshot(each.version, each.version.table_version) for each in selection.lookups}
+        limits = {lookup.name: complete_until(lookup.version) for lookup in selection.lookups}
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, self._origin(features, now), incomplete)
+
+    def remake(self, manifest: Manifest, spine: Any, features: str | tuple[str, ...], *, now: int) -> TrainingSet:
+        """Return the training set of a manifest, whatever was applied and materialized since.
+
+        Raises:
+            InputError: the spine or the features are not the manifest's, or a version that it names is gone.
+
+        """
+        if features != manifest.features:
+            raise InputError(f"the manifest is of {manifest.features!r}, and {features!r} is asked for", name="features")
+        selection = self._selection(manifest)
+        opened = open_spine(spine, manifest.timestamp_column, selection.keys)
+        self._check_spine(opened, manifest)
+        tables = {lookup.version: lookup.table_version for lookup in manifest.lookups}
+        snapshots = {each.version.uid: self._snapshot(each.version, tables[each.version.uid]) for each in selection.lookups}
+        limits = {lookup.name: lookup.complete_until for lookup in manifest.lookups}
+        # What was complete then is complete now; only `null` has to leave out again what it left out.
+        incomplete: Incomplete = "null" if manifest.incomplete == "null" else "stale"
+        origin = self._origin(features, now)
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, incomplete, self._erased_since(manifest))
+
+    def _selection(self, manifest: Manifest) -> Selection:
+        versions = {version.uid: version for version in self.registry.applied().versions}
+        lookups = []
+        for each in manifest.lookups:
+            version = versions.get(each.version)
+            if version is None or version.state in ("removing", "removed"):
+                raise InputError(f"the manifest needs a version of view {each.view!r} that has been removed", name=each.view)
+            lookups.append(Lookup(each.name, version, each.key_columns, each.features))
+        name = manifest.features if isinstance(manifest.features, str) else "features"
+        return Selection(name, tuple(lookups), manifest.columns)
+
+    def _check_spine(self, spine: Spine, manifest: Manifest) -> None:
+        if spine.digest() != manifest.spine:
+            raise InputError("the spine is not the one of the manifest: their hashes differ", name="spine")
+
+    def _erased_since(self, manifest: Manifest) -> int:
+        before = parse_instant(manifest.created_at)
+        return sum(parse_instant(each["erased_at"]) >= before for each in self.registry.erasures())
+
+    def _snapshot(self, version: Version, table_version: int) -> Snapshot:
+        return offline_table(self.settings, version).snapshot(table_version)
+
+    def _origin(self, features: str | tuple[str, ...], now: int) -> Origin:
+        return Origin(features, now, self.settings.offline_folder)
+
+    @property
+    def _resources(self) -> Resources:
+        return Resources(self.settings.offline.memory_bytes, self.settings.threads)
