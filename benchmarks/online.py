@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,7 @@ def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bo
         pipeline.execute()
         if is_fresh:  # outside of what is measured as ours
             store.drop(versions[run])
+            store.drop(version)
 
     row = rates(name, what, "redis-py pipelined SET of ready rows", ours, floor, count, repetitions)
     store.drop(version)
@@ -266,6 +268,7 @@ def _memory(client: redis.Redis) -> int:
     return found
 
 
+@cache
 def feast(bench: Bench, repetitions: int) -> Sequence[Row]:
     """Compare the step from offline rows to online rows, and the memory of these, with `feast materialize` on the same server."""
     store, client = bench.store, bench.store.online._client  # noqa: SLF001
@@ -274,17 +277,17 @@ def feast(bench: Bench, repetitions: int) -> Sequence[Row]:
     seconds: list[tuple[float, float]] = []
     memory: list[tuple[float, float]] = []
     for _ in range(max(1, repetitions // 2)):
-        client.flushall(asynchronous=False)
+        client.execute_command("FLUSHALL", "SYNC")
         empty = _memory(client)
         began = time.perf_counter()
         [report] = store.sync()
         took, mine = time.perf_counter() - began, _memory(client) - empty
         assert report.online_written == client.dbsize() - 2
-        client.flushall(asynchronous=False)
+        client.execute_command("FLUSHALL", "SYNC")
         empty = _memory(client)
         seconds.append((took, _feast(bench, f"127.0.0.1:{port}")))
         memory.append((mine / report.online_written, (_memory(client) - empty) / int(client.dbsize())))  # type: ignore[arg-type]
-    client.flushall(asynchronous=False)
+    client.execute_command("FLUSHALL", "SYNC")
     client.config_set("port", 0)
     store.sync()
     what = f"{bench.sizes.rows:,} offline rows to {bench.sizes.keys:,} online rows x {FEATURES} features"
@@ -314,7 +317,7 @@ def feast_materialize(bench: Bench, repetitions: int) -> Row:
 
 def feast_memory(bench: Bench, repetitions: int) -> Row:
     """Return the row of the memory."""
-    return feast(bench, min(repetitions, 2))[1]
+    return feast(bench, repetitions)[1]
 
 
 ONLINE_ROWS: dict[str, Callable[..., Row]] = {

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,6 +181,22 @@ def test_the_bytes_are_in_their_place(online: Online) -> None:
     on_cluster = {f"0123abcd:{kind}{{{tag}}}".encode() for kind in ("loaded", "writing") for tag in ("FTG", "DLH", "Alw")}
     assert set(marks) in ({b"0123abcd:loaded", b"0123abcd:writing"}, on_cluster)
     assert set(marks.values()) == {b"2199023255552"}
+
+
+def test_the_asynchronous_path_reads_the_same(online: Online) -> None:
+    """Over every topology both paths give the same bytes, of many keys and of none."""
+    online.write(version(), {f"k{number}": number for number in range(0, 3000, 2)}, run=1)
+    names = [None, *(online_key("0123abcd", b"k%d" % number) for number in range(3000)), None]
+
+    async def main() -> None:
+        found = await asyncio.gather(online.store.fetch_async(names), online.store.fetch_async(names[:5]))
+        assert found[0] == online.store.fetch(names)
+        assert found[1] == found[0][:5]
+        assert sum(value is not None for value in found[0]) == 1500
+        assert await online.store.fetch_async([None]) == [None]
+        await online.store.aclose()
+
+    asyncio.run(main())
 
 
 def test_several_versions_are_read_at_once(online: Online) -> None:

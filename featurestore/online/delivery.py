@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,11 @@ def parcels(
     *,
     is_cluster: bool,
     is_plain: bool = False,
-    frame_rows: int = FRAME_ROWS,
+    frame_rows: Callable[[], int] = lambda: FRAME_ROWS,
 ) -> Iterator[Parcel]:
-    """Cut the writes of a block of keys into frames. `rows` and `lives` go with the keys."""
+    """Cut the writes of a block of keys into frames. `rows` and `lives` go with the keys; `frame_rows` is asked for each frame."""
     if not is_cluster:
-        places = [slice(first, first + frame_rows) for first in range(0, len(block.keys), frame_rows)]
+        places = _cut(0, len(block.keys), frame_rows)
         frames = setting(block.keys, rows, places) if is_plain and isinstance(rows, PackedRows) else None
         yield from (Parcel(frame, None) for frame in frames or writing(block.keys, rows, order, lives, places))
         return
@@ -59,14 +59,21 @@ def parcels(
     slots, keys = slots[by_slot], block.keys[by_slot]
     rows = rows if isinstance(rows, bytes) else rows.take(by_slot)
     lives = lives if isinstance(lives, int) else lives[by_slot]
-    places = list(_runs(slots, frame_rows))
-    for place, frame in zip(places, writing(keys, rows, order, lives, places), strict=True):
+    places, same = itertools.tee(_runs(slots, frame_rows))
+    for place, frame in zip(places, writing(keys, rows, order, lives, same), strict=True):
         yield Parcel(frame, int(slots[place.start]))
 
 
-def _runs(slots: npt.NDArray[np.uint16], frame_rows: int) -> Iterator[slice]:
+def _runs(slots: npt.NDArray[np.uint16], frame_rows: Callable[[], int]) -> Iterator[slice]:
     for first, last in itertools.pairwise([0, *(np.flatnonzero(np.diff(slots)) + 1).tolist(), len(slots)]):
-        yield from (slice(begin, min(begin + frame_rows, last)) for begin in range(first, last, frame_rows))
+        yield from _cut(first, last, frame_rows)
+
+
+def _cut(first: int, last: int, frame_rows: Callable[[], int]) -> Iterator[slice]:
+    while first < last:
+        end = min(first + frame_rows(), last)
+        yield slice(first, end)
+        first = end
 
 
 class Delivery:

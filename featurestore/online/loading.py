@@ -29,7 +29,7 @@ from featurestore.online.keys import KeyBlock, fence, marker, pattern
 from featurestore.online.links import Link, raise_refusal
 from featurestore.online.packed import PackedRows
 from featurestore.online.rows import deleted_row
-from featurestore.online.scripts import OLD, OLD_SHA
+from featurestore.online.scripts import CLAIM, CLAIM_SHA, OLD, OLD_SHA
 from featurestore.online.throttle import Throttle
 from featurestore.online.topology import Endpoint, Topology
 
@@ -93,16 +93,21 @@ class Load:
     def _claim(self, endpoint: Endpoint) -> _Node:
         client = self._topology.client(endpoint)
         first_slot = self._topology.layout().first_slot(endpoint)
-        before = _number(client, fence(self._uid, first_slot))
         loaded = _number(client, marker(self._uid, first_slot))
+        before = self._raise_fence(client, fence(self._uid, first_slot))
         newest = max(before or 0, loaded or 0)
         if newest > self._run:
             raise OnlineStoreError(f"run {newest} has begun to write to the online store; this is run {self._run}: run again")
-        client.set(fence(self._uid, first_slot), self._run)
         if before is None or before != loaded:
             self._end_earlier(client)
         is_fresh = before is None and loaded is None and next(scanned(client, self._uid), None) is None
         return _Node(endpoint, _process(client), is_fresh)
+
+    def _raise_fence(self, client: Any, key: str) -> int | None:
+        """Raise the fence in one step, since a run that was believed dead could lower it in between; returns the one before."""
+        _number(client, key)  # refuses a foreign value
+        before = _scripted(client, CLAIM, CLAIM_SHA, 1, key, self._run)
+        return None if before is None else int(before)
 
     def _end_earlier(self, client: redis.Redis) -> None:
         """End the connections of earlier runs, which were killed or have lost their lease."""
@@ -132,11 +137,22 @@ class Load:
         for node in self._nodes:
             if node.is_fresh:  # what is there, this run has written
                 continue
-            for keys in _old_keys(self._topology.client(node.endpoint), self._uid, self._run):
+            for keys in self._old_keys(self._topology.client(node.endpoint)):
                 for length in {len(key) for key in keys}:
                     same = [key for key in keys if len(key) == length]
                     matrix = np.frombuffer(b"".join(same), np.uint8).reshape(-1, length)
                     self.delete(KeyBlock(self._uid, np.arange(len(same)), matrix))
+
+    def _old_keys(self, client: Any) -> Iterator[Sequence[bytes]]:
+        """Give the keys of the version on one node whose rows are older than the run."""
+        cursor, order = b"0", self._run.to_bytes(8, "little", signed=True)
+        while True:
+            with self._throttle.turn(0):
+                cursor, keys = _scripted(client, OLD, OLD_SHA, 0, cursor, pattern(self._uid), _LOOKED_AT, order)
+            if keys:
+                yield keys
+            if cursor == b"0":
+                return
 
     def _ship(self, sent: Iterator[Parcel], *, is_deletion: bool) -> None:
         while shipment := [parcel for _, parcel in zip(range(_SHIPMENT_PARCELS), sent, strict=False)]:
@@ -238,20 +254,12 @@ def _process(client: redis.Redis) -> str:
     return str(client.info("server")["run_id"])
 
 
-def _old_keys(client: Any, uid: str, run: int) -> Iterator[Sequence[bytes]]:
-    """Give the keys of a version on one node whose rows are older than a run."""
-    cursor, order = b"0", run.to_bytes(8, "little", signed=True)
-    while True:
-        arguments = (OLD_SHA, 0, cursor, pattern(uid), _LOOKED_AT, order)
-        try:
-            cursor, keys = client.execute_command("EVALSHA", *arguments)
-        except redis.exceptions.NoScriptError:
-            client.script_load(OLD)
-            continue
-        if keys:
-            yield keys
-        if cursor == b"0":
-            return
+def _scripted(client: Any, script: bytes, sha: bytes, *arguments: Any) -> Any:
+    try:
+        return client.execute_command("EVALSHA", sha, *arguments)
+    except redis.exceptions.NoScriptError:
+        client.script_load(script)
+        return client.execute_command("EVALSHA", sha, *arguments)
 
 
 def scanned(client: Any, uid: str) -> Iterator[list[bytes]]:

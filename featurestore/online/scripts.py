@@ -14,6 +14,8 @@ the script with an error that begins with FOREIGN and names the key; rows before
 `OLD` looks through some of the keys of a node, as SCAN does. ARGV: the cursor, the pattern, how many keys to look at, an order
 (int64, little-endian). It returns the next cursor and those keys whose rows have a lower order, or are no rows.
 
+`CLAIM` raises a fence. KEYS: the fence. ARGV: a run's number. It returns what stood there before; a higher number stays.
+
 Numbers are compared in halves, the high one signed, since a Lua number is a double, which holds 53 bits.
 """
 
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["OLD", "OLD_SHA", "WRITE", "WRITE_SHA"]
+__all__ = ["CLAIM", "CLAIM_SHA", "OLD", "OLD_SHA", "WRITE", "WRITE_SHA"]
 
 WRITE = b"""
 local call, pcall, unpack, byte = redis.call, redis.pcall, struct.unpack, string.byte
@@ -63,6 +65,15 @@ return written
 """
 
 WRITE_SHA = hashlib.sha1(WRITE, usedforsecurity=False).hexdigest().encode()
+
+CLAIM = b"""
+local before = redis.call('GET', KEYS[1])
+local is_higher = before and (#before > #ARGV[1] or (#before == #ARGV[1] and before > ARGV[1]))
+if not is_higher then redis.call('SET', KEYS[1], ARGV[1]) end
+return before
+"""
+
+CLAIM_SHA = hashlib.sha1(CLAIM, usedforsecurity=False).hexdigest().encode()
 
 OLD = b"""
 local call, unpack = redis.call, struct.unpack

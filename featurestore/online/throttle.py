@@ -37,7 +37,6 @@ class Throttle:
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
 
-    @property
     def frame_rows(self) -> int:
         """How many rows one command should write: while it does, the server answers nobody else."""
         return _GENTLE_ROWS if self._is_serving and self._max_rate is None else _ROWS
