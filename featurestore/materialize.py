@@ -315,7 +315,7 @@ class _Run:
             last = LastLoad(self.table.snapshot(loaded.table_version), self.registry.run_end(loaded.run))
         batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
         with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
-            done = 0
+            done, most = 0, snapshot.rows if last is None else 0  # a key has a row or more
             for keys in touched_keys(self.view, snapshot, watermark, last, batch):
                 asked = Asked.of(keys, np.full(len(keys[0]), watermark))
                 values = values_at(self.view, snapshot, asked, self.view.feature_names, ttl=False, threads=self.settings.threads)
@@ -324,7 +324,7 @@ class _Run:
                 load.write(kept, values.features.filter(present), values.event_times.filter(present))
                 load.delete([key.filter(absent) for key in keys])
                 done += len(keys[0])
-                self.progress(Step(self.view.name, "online", done, done))
+                self.progress(Step(self.view.name, "online", done, max(most, done)))
             if last is None:
                 load.sweep()
             load.finish()
