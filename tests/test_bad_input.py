@@ -25,7 +25,7 @@ from featurestore import FeatureStore
 from featurestore.errors import DefinitionError, OnlineStoreError, SettingsError, SourceError
 from featurestore.materialize import offline_table
 from featurestore.online import embedded
-from featurestore.online.store import OnlineStore
+from featurestore.online.store import OnlineLoad
 from tests.conftest import HOUR, NOON, TIME, WEATHER, Repo, at
 from tests.contents import table_rows, temperatures
 from tests.kills import unnamed_files
@@ -206,16 +206,16 @@ def test_the_name_of_a_project_is_plain(repo: Repo, project: str) -> None:
 # Servers
 
 
-def _stopping(signum: int, pid: Callable[[], int]) -> Callable[..., int]:
+def _stopping(signum: int, pid: Callable[[], int]) -> Callable[..., None]:
     """Return a write that sends the server a signal after its first batch."""
-    write = OnlineStore.write
+    write = OnlineLoad.write
     calls: list[int] = []
 
-    def stop_after(*given: Any, **named: Any) -> int:
-        if calls:
+    def stop_after(*given: Any, **named: Any) -> None:
+        if len(calls) == 1:
             os.kill(pid(), signum)
         calls.append(1)
-        return write(*given, **named)
+        write(*given, **named)
 
     return stop_after
 
@@ -235,8 +235,8 @@ def test_a_server_that_stops_in_the_middle_of_a_load(
     store = weather_repo.open()
     store.apply()
     with monkeypatch.context() as patch:
-        patch.setattr(OnlineStore, "write", _stopping(signum, lambda: pid))
-        with pytest.raises(OnlineStoreError, match=r"the online store embedded does not answer"):
+        patch.setattr(OnlineLoad, "write", _stopping(signum, lambda: pid))
+        with pytest.raises(OnlineStoreError, match="restarted, failed over or was moved during the load"):
             store.materialize()
     if signum == signal.SIGSTOP:
         os.kill(pid, signal.SIGCONT)

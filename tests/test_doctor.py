@@ -159,7 +159,7 @@ def test_a_view_that_is_behind_or_not_loaded_is_a_warning(running: Repo, monkeyp
     [finding] = found(running, "coverage")
     assert finding.message.endswith("covers until 2013-06-01T12:00:00Z, more than its refresh ago")
     monkeypatch.setenv("FEATURESTORE_NOW", at(NOON).isoformat())
-    monkeypatch.setattr("featurestore.online.store.OnlineStore.write", lambda *_, **__: 1 // 0)
+    monkeypatch.setattr("featurestore.online.store.OnlineLoad.write", lambda *_, **__: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         running.stores[0].materialize(start=at(NOON - 3 * HOUR))
     [finding] = found(running, "coverage")

@@ -21,6 +21,7 @@ from featurestore.definitions import Field
 from featurestore.errors import InputError, NotFoundError, RunInProgressError
 from featurestore.materialize import offline_table
 from featurestore.offline.erased import digests
+from featurestore.online.store import OnlineLoad
 from featurestore.types import Bool, Bytes, Date, Int64, String, Timestamp
 from tests.commands import NEW_TTL, Run, apply
 from tests.conftest import HOUR, NOON, TIME, Repo, at
@@ -242,14 +243,14 @@ def test_under_a_run_it_is_gone_online_at_once_and_from_tables_later(airports: R
 def test_a_run_that_began_before_does_not_bring_it_back_online(airports: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was reading when the entity was erased writes by a lower number, which the server refuses."""
     store, other = airports.open(), airports.open()
-    write = store.online.write
+    write = OnlineLoad.write
 
-    def erase_first(*given: Any, **named: Any) -> int:
+    def erase_first(*given: Any, **named: Any) -> None:
         with pytest.raises(RunInProgressError):
             other.delete_entities("airport", {"origin": [SECRET]})
-        return write(*given, **named)
+        write(*given, **named)
 
-    monkeypatch.setattr(store.online, "write", erase_first)
+    monkeypatch.setattr(OnlineLoad, "write", erase_first)
     store.materialize(["airport_carrier"], start=at(NOON - 9 * HOUR))
     assert looked_up(store)["airport_carrier__delay"] == [1, None, 3]
     other.delete_entities("airport", {"origin": [SECRET]})
@@ -281,12 +282,12 @@ with FeatureStore(sys.argv[1], clock=lambda: int(sys.argv[2])) as store:
 MOMENTS = [
     ("featurestore.registry.registry:Registry.bury", "after", 1),
     ("featurestore.online.store:OnlineStore.delete", "after", 2),
-    ("featurestore.offline.tables:OfflineTable._commit", "before", 1),
-    ("featurestore.offline.tables:OfflineTable._commit", "after", 1),
-    ("featurestore.offline.tables:OfflineTable._correct_log", "before", 1),
-    ("featurestore.offline.tables:OfflineTable._correct_log", "after", 2),
+    ("featurestore.offline.tables:OfflineTable.commit", "before", 1),
+    ("featurestore.offline.tables:OfflineTable.commit", "after", 1),
+    ("featurestore.offline.upkeep:_correct_log", "before", 1),
+    ("featurestore.offline.upkeep:_correct_log", "after", 2),
     ("featurestore.registry.registry:Registry.cover", "after", 1),
-    ("featurestore.online.store:OnlineStore.mark_loaded", "after", 1),
+    ("featurestore.online.store:OnlineLoad.finish", "after", 1),
     ("featurestore.registry.registry:Registry.record_erasure", "before", 1),
 ]
 

@@ -89,11 +89,19 @@ class Spine:
 
 
 def _hash_into(hashed: Any, table: pa.Table) -> None:
+    # Texts have several layouts in Arrow; which one a spine comes with says nothing of it.
+    table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
     for first in range(0, len(table), _DIGEST_ROWS):
         part = table.slice(first, _DIGEST_ROWS)
-        # A copy, since a slice would bring its own offsets and a bitmap of nulls that it has none of.
+        # A copy, since a slice brings bytes of its neighbours along.
         for batch in part.take(pa.array(np.arange(len(part)))).combine_chunks().to_batches():
             hashed.update(batch.serialize())
+
+
+def _plain(arrow: pa.DataType) -> pa.DataType:
+    if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
+        return pa.string()
+    return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
 
 
 def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -> Spine:

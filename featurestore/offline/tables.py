@@ -50,7 +50,7 @@ from featurestore.offline.sources import ViewRows
 
 __all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema"]
 
-OPTIONS = "FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 8192"
+OPTIONS = "FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE 8192"
 _FOOTERS = 512
 _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")

@@ -130,13 +130,13 @@ class TrainingSet:
                 for batch in self.to_batches():
                     writer.write_batch(batch)
                     rows += len(batch)
-            write_manifest(self._manifest(target, rows), self.origin.offline_folder)
             partial.replace(target)
         except (OSError, pa.ArrowException) as reason:
             raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
         finally:
             with suppress(OSError):
                 partial.unlink()
+        write_manifest(self._manifest(target, rows), self.origin.offline_folder)
         return rows
 
     def _manifest(self, target: Path, rows: int) -> Manifest:
