@@ -19,7 +19,9 @@ def view(sql: str, aggregations: str) -> str:
     return f"""
 airport = Entity("airport", join_keys={{"origin": String}})
 weather = FileSource("weather", path="weather.parquet", event_time="observed_at")
-airport_weather = FeatureView("airport_weather", entities=[airport], source=weather, online=False, sql={sql}, aggregations=[{aggregations}])
+airport_weather = FeatureView(
+    "airport_weather", entities=[airport], source=weather, online=False, sql={sql}, aggregations=[{aggregations}]
+)
 """
 
 
