@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import featurestore
-from featurestore import Alias, Entity, FeatureService, FeatureView, Field, FileSource, definitions
+from featurestore import Alias, Entity, FeatureService, FeatureView, Field, FileSource, aggregations, definitions
+from featurestore import fields as fields_module
 from featurestore.definitions import Projection
 from featurestore.specs import METADATA, canonical_json, fingerprint, from_spec, to_reference_spec, to_spec
 from featurestore.types import KEY_TYPES, Array, Bool, Float32, Float64, Int32, Int64, String
@@ -215,7 +216,7 @@ REFUSED: list[tuple[str, Make, str]] = [
     # feature views
     ("no entity", lambda: view(entities=[]), "a feature view needs at least one entity"),
     ("entity for list", lambda: view(entities=airport), "Input should be a valid tuple"),
-    ("no field", lambda: view(fields={}), "a feature view needs at least one field"),
+    ("no field", lambda: view(fields={}), "a feature view needs fields or aggregations"),
     ("field twice", lambda: view(fields=[Field("x", Int64), Field("x", Float64)]), "field 'x' is named twice"),
     (
         "key of two entities",
@@ -362,7 +363,7 @@ def test_canonical_json_is_stable() -> None:
     """The canonical form has sorted keys, no spaces and plain UTF-8: it is hashed, so it must not change."""
     assert canonical_json({"b": [1, None, True], "a": "é\n"}) == '{"a":"é\\n","b":[1,null,true]}'
     assert canonical_json(to_spec(view(history_start="2013-06-01", ttl="36h", tags={"b": "é"}))) == (
-        '{"description":"","entities":[{"description":"","join_keys":[{"name":"origin","type":"String"}],"name":"airport",'
+        '{"aggregations":[],"description":"","entities":[{"description":"","join_keys":[{"name":"origin","type":"String"}],"name":"airport",'
         '"owner":"","tags":[]}],"fields":[{"name":"temperature","type":"Float64"},{"name":"gusts","type":"Int64"}],'
         '"history_start":"2013-06-01T00:00:00Z","lookback":null,"name":"airport_weather","online":true,"owner":"","refresh":null,'
         '"source":{"created_time":null,"delay":null,"description":"","event_time":"observed_at","name":"weather","owner":"",'
@@ -442,10 +443,22 @@ def test_what_only_describes_keeps_the_fingerprint(changed: FeatureView) -> None
 
 def test_every_field_of_a_view_is_in_one_of_the_tables() -> None:
     """A field that is added to views, sources or entities has to be judged first: it alters values, or it does not."""
-    judged = {"name", "source", "entities", "fields", "sql", "ttl", "refresh", "history_start", "online", "lookback", *METADATA}
+    judged = {
+        "name",
+        "source",
+        "entities",
+        "fields",
+        "aggregations",
+        "sql",
+        "ttl",
+        "refresh",
+        "history_start",
+        "online",
+        "lookback",
+    }
     of_source = {"name", "path", "event_time", "created_time", "delay", "visible_from", *METADATA}
 
-    assert {field.name for field in dataclasses.fields(FeatureView)} == judged  # type: ignore[arg-type]
+    assert {field.name for field in dataclasses.fields(FeatureView)} == judged | {*METADATA}  # type: ignore[arg-type]
     assert {field.name for field in dataclasses.fields(FileSource)} == of_source  # type: ignore[arg-type]
     assert {field.name for field in dataclasses.fields(Entity)} == {"name", "join_keys", *METADATA}  # type: ignore[arg-type]
 
@@ -467,8 +480,8 @@ class _Signature(NamedTuple):
 
 
 def _signatures() -> dict[str, _Signature]:
-    tree = ast.parse(Path(definitions.__file__).read_text())
-    return {node.name: _signature(node) for node in tree.body if isinstance(node, ast.ClassDef)}
+    trees = [ast.parse(Path(module.__file__).read_text()) for module in (fields_module, aggregations, definitions)]
+    return {node.name: _signature(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _signature(node: ast.ClassDef) -> _Signature:
@@ -483,7 +496,10 @@ def _signature(node: ast.ClassDef) -> _Signature:
     return _Signature(declared, [*positional, *([("_", False)] if keywords else []), *keywords])
 
 
-@pytest.mark.parametrize("name", ["Field", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "FeatureService"])
+SIGNED = ["Field", "Aggregation", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "FeatureService"]
+
+
+@pytest.mark.parametrize("name", SIGNED)
 def test_the_signature_that_type_checkers_see_is_that_of_the_fields(name: str) -> None:
     """Names, order, what is positional and what has a default agree between `__init__` and the fields."""
     signature = _signatures()[name]
@@ -493,7 +509,7 @@ def test_the_signature_that_type_checkers_see_is_that_of_the_fields(name: str) -
 
 def test_every_definition_has_a_signature() -> None:
     """No class of definitions is left out of the comparison."""
-    assert set(_signatures()) == {"Field", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "FeatureService"}
+    assert set(_signatures()) == set(SIGNED)
 
 
 # The public surface
@@ -501,7 +517,9 @@ def test_every_definition_has_a_signature() -> None:
 
 def test_the_public_names_are_these() -> None:
     """`featurestore.__all__` is what users may rely on, and every name of it resolves."""
-    assert featurestore.__all__ == ["Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+    names = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+
+    assert featurestore.__all__ == names
     assert all(getattr(featurestore, name).__name__ == name for name in featurestore.__all__)
 
 
