@@ -5,7 +5,7 @@
     now              the clock                                  a fixed present, for examples, tests and replays
     registry.url     sqlite:///.featurestore/registry.db        a SQLAlchemy URL
     offline.path     .featurestore/offline                      the folder of the offline tables
-    offline.memory_limit  half of the machine's                 what materializing and training may take, such as 4GB
+    offline.memory_limit  the half of the machine's             what materializing and training may take, such as 4GB
     offline.threads  the machine's                              how many threads they use
     offline.temp_directory  the system's                        where they spill what exceeds the memory
     online.url       embedded                                   embedded, or the URL of servers (online/topology.py)

@@ -480,7 +480,7 @@ class _Signature(NamedTuple):
 
 
 def _signatures() -> dict[str, _Signature]:
-    trees = [ast.parse(Path(module.__file__).read_text()) for module in (fields_module, aggregations, definitions)]
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (fields_module, aggregations, definitions)]
     return {node.name: _signature(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

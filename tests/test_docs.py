@@ -134,6 +134,9 @@ def test_every_setting_is_documented_with_its_default() -> None:
     assert dict(rows) == _settings()
 
 
+COMPUTED = {"memory_limit": "the half of the machine's", "threads": "the machine's", "temp_directory": "the system's"}
+
+
 def _settings() -> dict[str, str]:
     """Return each setting and its default, as a document shows it."""
     expected = {}
@@ -144,7 +147,10 @@ def _settings() -> dict[str, str]:
         if section is None:
             expected[name] = "" if field.is_required() else "the clock"
         else:
-            expected |= {f"{name}.{each}": f"`{inner.default}`" for each, inner in section.items()}
+            stated = {
+                each: f"`{inner.default}`" if inner.default is not None else COMPUTED[each] for each, inner in section.items()
+            }
+            expected |= {f"{name}.{each}": default for each, default in stated.items()}
     return expected
 
 

@@ -16,13 +16,7 @@ def store(weather_repo: Repo) -> FeatureStore:
     return offline_weather(weather_repo)
 
 
-BROKEN = pytest.mark.xfail(
-    strict=True, reason="Spine.digest takes the types of strings into the hash, and cannot take string views"
-)
-FORMS = [pytest.param(kind, marks=[BROKEN] if kind in ("pandas", "Polars") else []) for kind in KINDS]
-
-
-@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_set_is_made_again_from_any_form_of_its_spine(store: FeatureStore, tmp_path: Path, kind: str) -> None:
     """The manifest beside a written set accepts its spine in every form, and gives the values that were written."""
     path = tmp_path / "set.parquet"
