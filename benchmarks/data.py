@@ -64,8 +64,10 @@ def make_repo(folder: Path, sizes: Sizes) -> Iterator[Bench]:
     """Write data and definitions, apply them, and materialize."""
     random = np.random.default_rng(2013)
     features = {f"f{number}": random.random(sizes.rows) for number in range(FEATURES)}
-    pq.write_table(pa.table({**_keys(random, sizes.rows, sizes.keys, "happened_at"), **features}), folder / "events.parquet")
-    pq.write_table(pa.table(_keys(random, sizes.spine, sizes.keys, "event_timestamp")), folder / "spine.parquet")
+    pq.write_table(
+        pa.table({**keys_and_times(random, sizes.rows, sizes.keys, "happened_at"), **features}), folder / "events.parquet"
+    )
+    pq.write_table(pa.table(keys_and_times(random, sizes.spine, sizes.keys, "event_timestamp")), folder / "spine.parquet")
     (folder / "featurestore.toml").write_text('project = "benchmarks"\n')
     (folder / "definitions.py").write_text(DEFINITIONS)
     with FeatureStore(folder) as store:
@@ -77,6 +79,9 @@ def make_repo(folder: Path, sizes: Sizes) -> Iterator[Bench]:
             store.stop()
 
 
-def _keys(random: np.random.Generator, rows: int, keys: int, time: str) -> dict[str, pa.Array]:
-    times = pa.array(START + random.integers(0, SPAN, rows), pa.int64()).cast(pa.timestamp("us", "UTC"))
+def keys_and_times(
+    random: np.random.Generator, rows: int, keys: int, time: str, *, first: int = START, span: int = SPAN
+) -> dict[str, pa.Array]:
+    """Return random keys, and times within a span, in microseconds."""
+    times = pa.array(first + random.integers(0, span, rows), pa.int64()).cast(pa.timestamp("us", "UTC"))
     return {"user_id": pa.array(random.integers(0, keys, rows)), time: times}

@@ -20,9 +20,8 @@ import redis
 import redis.asyncio
 
 from benchmarks.data import FEATURES, START, Bench
-from benchmarks.rows import Row
+from benchmarks.rows import Row, times
 from benchmarks.rows import _rates as rates
-from benchmarks.rows import _times as times
 from featurestore.definitions import Field
 from featurestore.online.rows import codec_of
 from featurestore.online.store import OnlineStore, keys_of

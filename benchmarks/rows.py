@@ -17,7 +17,7 @@ from featurestore import FeatureStore
 from featurestore.online.keys import key_bytes, online_key
 from featurestore.types import Int64
 
-__all__ = ["ROWS", "Row"]
+__all__ = ["ROWS", "Row", "duckdb_session", "times"]
 
 BATCH = 1_000
 
@@ -38,7 +38,7 @@ class Row:
 
 def pit_1view(bench: Bench, repetitions: int) -> Row:
     """Compare a point-in-time training set with DuckDB's ASOF join over the raw Parquet, written by hand."""
-    connection = _duckdb()
+    connection = duckdb_session()
     names = ", ".join(f"e.f{number} AS activity__f{number}" for number in range(FEATURES))
     # The view is visible from the next full hour on, so the hand-written join has to round up, too.
     visible = "time_bucket(INTERVAL 1 hour, happened_at + INTERVAL 1 hour - INTERVAL 1 microsecond)"
@@ -58,12 +58,12 @@ def pit_1view(bench: Bench, repetitions: int) -> Row:
     if not ours().sort_by(order).equals(connection.sql(query).to_arrow_table().cast(ours().schema).sort_by(order)):
         raise AssertionError("the training set differs from the hand-written join")
     what = f"point-in-time join, {bench.sizes.rows:,} rows x {FEATURES} features, spine of {bench.sizes.spine:,}"
-    return _times("pit_1view", what, "DuckDB ASOF by hand", ours, lambda: connection.sql(simple).to_arrow_table(), repetitions)
+    return times("pit_1view", what, "DuckDB ASOF by hand", ours, lambda: connection.sql(simple).to_arrow_table(), repetitions)
 
 
 def materialize(bench: Bench, repetitions: int) -> Row:
     """Compare a first materialization, online load included, with DuckDB writing the same rows sorted."""
-    connection = _duckdb()
+    connection = duckdb_session()
     folder = bench.folder / "again"
 
     def ours() -> None:
@@ -78,7 +78,7 @@ def materialize(bench: Bench, repetitions: int) -> Row:
     target = bench.folder / "sorted.parquet"
     copy = f"COPY (SELECT * FROM '{bench.events}' ORDER BY user_id, happened_at) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
     what = f"materialize {bench.sizes.rows:,} rows x {FEATURES} features, {bench.sizes.keys:,} keys online"
-    return _times("materialize", what, "DuckDB COPY … ORDER BY (floor)", ours, lambda: connection.execute(copy), repetitions)
+    return times("materialize", what, "DuckDB COPY … ORDER BY (floor)", ours, lambda: connection.execute(copy), repetitions)
 
 
 def online_python(bench: Bench, repetitions: int) -> Row:
@@ -143,7 +143,8 @@ ROWS: dict[str, Callable[..., Row]] = {
 }
 
 
-def _duckdb() -> duckdb.DuckDBPyConnection:
+def duckdb_session() -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB of its own, in UTC."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     return connection
@@ -161,7 +162,8 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def _times(name: str, what: str, peer_name: str, ours: Callable[[], object], peer: Callable[[], object], repetitions: int) -> Row:
+def times(name: str, what: str, peer_name: str, ours: Callable[[], object], peer: Callable[[], object], repetitions: int) -> Row:
+    """Measure both in turn, as seconds; the ratio says how many times faster ours is."""
     pairs = _measure(ours, peer, repetitions)
     ratios = [theirs / mine for mine, theirs in pairs]
     mine, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -171,5 +173,5 @@ def _times(name: str, what: str, peer_name: str, ours: Callable[[], object], pee
 def _rates(
     name: str, what: str, peer_name: str, ours: Callable[[], object], peer: Callable[[], object], count: int, repetitions: int
 ) -> Row:
-    row = _times(name, what, peer_name, ours, peer, repetitions)
+    row = times(name, what, peer_name, ours, peer, repetitions)
     return Row(name, what, "per s", count / row.ours, count / row.peer, peer_name, row.ratio, row.spread)

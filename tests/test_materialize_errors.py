@@ -16,6 +16,7 @@ from featurestore.errors import (
     IncompleteError,
     InputError,
     NotFoundError,
+    OfflineStoreError,
     OnlineStoreError,
     RunInProgressError,
     RunsFailedError,
@@ -23,7 +24,7 @@ from featurestore.errors import (
 )
 from featurestore.materialize import offline_table
 from featurestore.online import embedded
-from tests.conftest import HOUR, NOON, TIME, Repo, at
+from tests.conftest import HOUR, NOON, TIME, WEATHER, Repo, at
 from tests.contents import table_rows, temperatures
 
 
@@ -224,3 +225,27 @@ def test_training_before_the_first_run_names_the_view(weather_repo: Repo) -> Non
     spine = pa.table({"origin": ["EWR"], "event_timestamp": pa.array([at(NOON)], TIME)})
     with pytest.raises(IncompleteError, match="'airport_weather' is not materialized yet, 1 of 1 rows are later"):
         store.get_historical_features(spine, "flight_weather")
+
+
+def test_a_sum_beyond_int64_fails_the_load_and_names_the_aggregation(weather_repo: Repo) -> None:
+    """The offline part stands, nothing is loaded, and a changed definition takes over."""
+    sums = 'aggregations=[Aggregation("gusts", "sum", ["1d"]{})]'
+    weather_repo.define(WEATHER.replace('fields=[Field("temperature", Float64), Field("gusts", Int64)]', sums.format("")))
+    times = pa.array([at(NOON - 3 * HOUR), at(NOON - 2 * HOUR)], TIME)
+    weather_repo.write("weather.parquet", {"origin": ["EWR"] * 2, "observed_at": times, "gusts": pa.array([2**62, 2**62])})
+    store = weather_repo.open()
+    store.apply()
+    with pytest.raises(OfflineStoreError, match=r"view 'airport_weather': 'gusts_sum' over 1d exceeds int64; sum floats instead"):
+        store.materialize()
+    [version] = store.applied().versions
+    assert (version.watermark, version.loaded) == (NOON, None)
+
+    floats = sums.format(', sql="CAST(gusts AS DOUBLE)"')
+    weather_repo.define(WEATHER.replace('fields=[Field("temperature", Float64), Field("gusts", Int64)]', floats))
+    store.apply()
+    with pytest.raises(RunsFailedError, match="1 of 2 views failed"):  # the old version fails again, the new one takes over
+        store.materialize()
+    assert store.get_online_features({"origin": ["EWR"]}, ["airport_weather:gusts_sum_1d"]).to_dict() == {
+        "origin": ["EWR"],
+        "airport_weather__gusts_sum_1d": [2.0**63],
+    }

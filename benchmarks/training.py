@@ -1,0 +1,198 @@
+"""Rows of training sets: windows, several views, narrow and skewed spines, other libraries; and what the layout costs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmarks.data import FEATURES, SPAN, START, Bench, keys_and_times
+from benchmarks.rows import Row, duckdb_session, times
+from featurestore import FeatureStore
+
+__all__ = ["TRAINING_ROWS"]
+
+HOT_SHARE = 0.1
+DEFINITIONS = f"""
+from featurestore import Aggregation, Entity, FeatureService, FeatureView, FileSource
+from featurestore.types import Float64, Int64, String
+
+user = Entity("user", join_keys={{"user_id": Int64}})
+person = Entity("person", join_keys={{"user_id": String}})
+events = FileSource("events", path="events.parquet", event_time="happened_at")
+skewed = FileSource("skewed", path="skewed.parquet", event_time="happened_at")
+named = FileSource("named", path="named.parquet", event_time="happened_at")
+fields = {{f"f{{number}}": Float64 for number in range({FEATURES})}}
+
+
+def plain(name, entity=user, source=events):
+    return FeatureView(name, entities=[entity], source=source, refresh="1h", online=False, fields=fields)
+
+
+def windows(name, lengths, source=events):
+    functions = [Aggregation("f0", function, lengths) for function in ("count", "sum", "mean", "max")]
+    return FeatureView(name, entities=[user], source=source, refresh="1h", online=False, aggregations=functions)
+
+
+views = [plain(f"view{{number}}") for number in range(5)]
+texts = FeatureService("texts", features=[plain("texts_view", person, named)])
+one = FeatureService("one", features=views[:1])
+five = FeatureService("five", features=views)
+windows_3 = FeatureService("windows_3", features=[windows("w3", ["1d", "7d", "30d"])])
+windows_30 = FeatureService("windows_30", features=[windows("w30", [f"{{days}}d" for days in range(1, 31)])])
+windows_skew = FeatureService("windows_skew", features=[windows("wskew", ["1d", "7d", "30d"], skewed)])
+"""
+
+
+@cache
+def _store(bench: Bench) -> FeatureStore:
+    """Return a store of a repo beside the bench's, with the views of this module materialized once for all rows."""
+    folder = bench.folder / "training"
+    folder.mkdir()
+    (folder / "featurestore.toml").write_text('project = "training"\n')
+    (folder / "definitions.py").write_text(DEFINITIONS)
+    for name in ("events.parquet", "spine.parquet"):
+        (folder / name).symlink_to(bench.folder / name)
+    random = np.random.default_rng(7)
+    for name, source, time in (("skewed", bench.events, "happened_at"), ("skewed_spine", bench.spine, "event_timestamp")):
+        table = pq.read_table(source, columns=["user_id", time, *(["f0"] if time == "happened_at" else [])])
+        users = np.where(random.random(len(table)) < HOT_SHARE, 7, table["user_id"].to_numpy())
+        pq.write_table(table.set_column(0, "user_id", pa.array(users)), folder / f"{name}.parquet")
+    texts = pa.array([f"user-{number:08d}" for number in range(bench.sizes.keys)])
+    for name, source in (("named", bench.events), ("named_spine", bench.spine)):
+        table = pq.read_table(source)
+        pq.write_table(table.set_column(0, "user_id", texts.take(table["user_id"])), folder / f"{name}.parquet")
+    keys, week = random.integers(0, bench.sizes.keys, 100), START + 60 * SPAN // 90
+    narrow = keys_and_times(random, 1_000, 100, "event_timestamp", first=week, span=7 * SPAN // 90)
+    pq.write_table(pa.table({**narrow, "user_id": keys[narrow["user_id"].to_numpy()]}), folder / "narrow.parquet")
+    store = FeatureStore(folder)
+    store.apply()
+    store.materialize()
+    return store
+
+
+def _training(bench: Bench, spine: str, service: str) -> Callable[[], pa.Table]:
+    store = _store(bench)
+    return lambda: store.get_historical_features(store.settings.root / f"{spine}.parquet", service).to_arrow()
+
+
+def windows_3(bench: Bench, repetitions: int) -> Row:
+    """Compare windows of 1, 7 and 30 days with the hand-written join and filtered aggregates."""
+    connection, ours = duckdb_session(), _training(bench, "spine", "windows_3")
+    spans = (("1d", "1 day"), ("7d", "7 day"), ("30d", "30 day"))
+    columns = ", ".join(
+        f"{function}(f0) FILTER (happened_at > t - INTERVAL {length}) AS w3__f0_{name}_{span}"
+        for function, name in (("count", "count"), ("sum", "sum"), ("avg", "mean"), ("max", "max"))
+        for span, length in spans
+    )
+    query = f"""
+        WITH s AS (SELECT *, row_number() OVER () AS n, time_bucket(INTERVAL 1 hour, event_timestamp) AS t FROM '{bench.spine}')
+        SELECT any_value(s.user_id) AS user_id, any_value(event_timestamp) AS event_timestamp, {columns}
+        FROM s LEFT JOIN '{bench.events}' e
+        ON s.user_id = e.user_id AND e.happened_at <= t AND e.happened_at > t - INTERVAL 30 day GROUP BY n ORDER BY n"""
+    mine, theirs = ours(), connection.sql(query).to_arrow_table()
+    for span, _ in spans:
+        if not mine[f"w3__f0_max_{span}"].combine_chunks().equals(theirs[f"w3__f0_max_{span}"].combine_chunks()):
+            raise AssertionError("the windows differ from the hand-written join")
+        difference = pc.max(pc.abs(pc.subtract(mine[f"w3__f0_mean_{span}"], theirs[f"w3__f0_mean_{span}"]))).as_py()
+        if difference > 1e-12:
+            raise AssertionError(f"means differ by {difference}")
+    what = f"windows 1d, 7d, 30d x (count, sum, mean, max), {bench.sizes.rows:,} events, spine of {bench.sizes.spine:,}"
+    return times("windows_3", what, "DuckDB join by hand", ours, lambda: connection.sql(query).to_arrow_table(), repetitions)
+
+
+def windows_30(bench: Bench, repetitions: int) -> Row:
+    """Compare 30 windows with 3."""
+    ours, peer = _training(bench, "spine", "windows_30"), _training(bench, "spine", "windows_3")
+    return times("windows_30", "30 windows x 4 functions", "ours, 3 windows", ours, peer, repetitions)
+
+
+def windows_skew(bench: Bench, repetitions: int) -> Row:
+    """Compare windows where one key has a tenth of all events and of the spine with the uniform case."""
+    ours, peer = _training(bench, "skewed_spine", "windows_skew"), _training(bench, "spine", "windows_3")
+    return times("windows_skew", "windows, one key with 10 % of events and spine", "ours, uniform", ours, peer, repetitions)
+
+
+def pit_5views(bench: Bench, repetitions: int) -> Row:
+    """Compare a service of five views with one of one."""
+    ours, peer = _training(bench, "spine", "five"), _training(bench, "spine", "one")
+    return times("pit_5views", "point-in-time join of 5 views x 10 features", "ours, 1 view", ours, peer, repetitions)
+
+
+def pit_narrow_spine(bench: Bench, repetitions: int) -> Row:
+    """Compare a spine of few keys and one week with the full one."""
+    ours, peer = _training(bench, "narrow", "one"), _training(bench, "spine", "one")
+    what = "point-in-time join, spine of 1,000 rows, 100 keys, one week"
+    return times("pit_narrow_spine", what, "ours, full spine", ours, peer, repetitions)
+
+
+def pit_strings(bench: Bench, repetitions: int) -> Row:
+    """Compare string keys with integer keys."""
+    ours, peer = _training(bench, "named_spine", "texts"), _training(bench, "spine", "one")
+    return times("pit_strings", "point-in-time join, string keys", "ours, integer keys", ours, peer, repetitions)
+
+
+def pit_polars(bench: Bench, repetitions: int) -> Row:
+    """Compare with Polars' asof join over the raw Parquet."""
+
+    def peer() -> pl.DataFrame:
+        events = pl.scan_parquet(bench.events).sort("happened_at")
+        spine = pl.scan_parquet(bench.spine).sort("event_timestamp")
+        joined = spine.join_asof(events, left_on="event_timestamp", right_on="happened_at", by="user_id", check_sortedness=False)
+        return joined.collect()
+
+    return times("pit_polars", "point-in-time join", "Polars join_asof", _training(bench, "spine", "one"), peer, repetitions)
+
+
+def pit_pandas(bench: Bench, repetitions: int) -> Row:
+    """Compare with pandas' asof merge over the raw Parquet."""
+
+    def peer() -> pd.DataFrame:
+        events = pd.read_parquet(bench.events).sort_values("happened_at")
+        spine = pd.read_parquet(bench.spine).sort_values("event_timestamp")
+        return pd.merge_asof(spine, events, left_on="event_timestamp", right_on="happened_at", by="user_id")
+
+    return times("pit_pandas", "point-in-time join", "pandas merge_asof", _training(bench, "spine", "one"), peer, repetitions)
+
+
+def materialize_offline(bench: Bench, repetitions: int) -> Row:
+    """Compare a first materialization without an online store with DuckDB writing the same rows sorted: what the layout costs."""
+    connection, folder = duckdb_session(), bench.folder / "offline"
+    folder.mkdir(exist_ok=True)
+    definitions = (bench.folder / "definitions.py").read_text().replace('refresh="1h",', 'refresh="1h", online=False,')
+
+    def ours() -> None:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / "featurestore.toml").write_text('project = "offline"\n')
+        (folder / "definitions.py").write_text(definitions)
+        (folder / "events.parquet").symlink_to(bench.events)
+        with FeatureStore(folder) as store:
+            store.apply()
+            store.materialize()
+
+    target = Path(bench.folder) / "sorted.parquet"
+    copy = f"COPY (SELECT * FROM '{bench.events}' ORDER BY user_id, happened_at) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
+    what = f"materialize {bench.sizes.rows:,} rows x {FEATURES} features, offline alone"
+    return times("materialize_offline", what, "DuckDB COPY … ORDER BY (floor)", ours, lambda: connection.execute(copy), repetitions)
+
+
+TRAINING_ROWS: dict[str, Callable[..., Row]] = {
+    "pit_polars": pit_polars,
+    "pit_pandas": pit_pandas,
+    "pit_strings": pit_strings,
+    "pit_5views": pit_5views,
+    "pit_narrow_spine": pit_narrow_spine,
+    "windows_3": windows_3,
+    "windows_30": windows_30,
+    "windows_skew": windows_skew,
+    "materialize_offline": materialize_offline,
+}
