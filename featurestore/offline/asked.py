@@ -21,8 +21,9 @@ Integers = npt.NDArray[np.int64]
 class Asked:
     """Keys and times, in the order of the keys' hashes. Rows with a null in their key are left out.
 
-    `rows` says where each stood among the `count` rows asked for; `times` are microseconds. Rows that follow each other with equal
-    keys form a run: run `i` is `[runs[i], runs[i + 1])`, and `keys` holds the key columns of the runs.
+    `rows` says where each stood among the `count` rows asked for, `first` where a part of them begins in their order; `times` are
+    microseconds. Rows that follow each other with equal keys form a run: run `i` is `[runs[i], runs[i + 1])`, and `keys` holds the
+    key columns of the runs.
     """
 
     count: int
@@ -31,6 +32,7 @@ class Asked:
     times: Integers
     runs: Integers
     keys: tuple[pa.Array, ...]
+    first: int = 0
 
     @staticmethod
     def of(keys: Sequence[pa.ChunkedArray], times: Integers) -> Asked:
@@ -54,7 +56,9 @@ class Asked:
         low, high = np.searchsorted(self.runs, (first, last))
         keys = tuple(key.slice(low, high - low) for key in self.keys)
         part = slice(first, last)
-        return Asked(self.count, self.rows[part], self.hashes[part], self.times[part], self.runs[low : high + 1] - first, keys)
+        return Asked(
+            self.count, self.rows[part], self.hashes[part], self.times[part], self.runs[low : high + 1] - first, keys, first
+        )
 
 
 def bounds(rows: int, columns: Sequence[npt.NDArray[np.generic]]) -> Integers:

@@ -17,6 +17,7 @@ from featurestore.types import Float32, Float64, Int32, Int64, ValueType
 __all__ = ["Column", "extremes"]
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Pick = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 _NAN_BITS = 0x7FF8000000000000
@@ -35,6 +36,7 @@ class Column:
             values, bounds = values.filter(pa.array(is_valid)), self._places[bounds]
         self._values = values
         self._bounds = bounds
+        self._sums: dict[tuple[int, int], Floats] = {}
 
     def evaluate(self, aggregation: Aggregation, starts: Integers, ends: Integers) -> pa.Array:
         """Return an aggregation's value for each range of rows `[start, end)`.
@@ -43,8 +45,14 @@ class Column:
             OverflowError: a sum of integers exceeds int64.
 
         """
+        window = (id(starts), id(ends))  # the caller holds both as long as it asks
         if self._places is not None:
             starts, ends = self._places[starts], self._places[ends]
+        if aggregation.function == "mean" or (aggregation.function == "sum" and not self._is_integer):
+            if window not in self._sums:
+                self._sums[window] = self._exact.sums(starts, ends)
+            sums = self._sums[window]
+            return pa.array(sums) if aggregation.function == "sum" else _means(sums, ends - starts)
         function: Callable[..., pa.Array] = getattr(self, f"_{aggregation.function}")
         return function(starts, ends) if aggregation.n is None else function(starts, ends, aggregation.n)
 
@@ -52,17 +60,10 @@ class Column:
         return pa.array(ends - starts)
 
     def _sum(self, starts: Integers, ends: Integers) -> pa.Array:
-        if self._type not in (Int32, Int64):
-            return pa.array(self._exact.sums(starts, ends))
         sums, is_beyond = self._exact.integers(starts, ends)
         if is_beyond.any():
             raise OverflowError
         return pa.array(sums)
-
-    def _mean(self, starts: Integers, ends: Integers) -> pa.Array:
-        with np.errstate(invalid="ignore"):
-            means = self._exact.sums(starts, ends) / (ends - starts)
-        return pa.array(means, mask=starts == ends)
 
     def _stddev(self, starts: Integers, ends: Integers) -> pa.Array:
         return pa.array(self._exact.deviations(starts, ends), mask=ends - starts < 2)  # noqa: PLR2004 (the sample's needs two)
@@ -100,7 +101,7 @@ class Column:
 
     @cached_property
     def _exact(self) -> ExactSums:
-        kind = np.int64 if self._type in (Int32, Int64) else np.float64
+        kind = np.int64 if self._is_integer else np.float64
         return ExactSums(np.asarray(self._values).astype(kind, copy=False))
 
     @cached_property
@@ -125,6 +126,10 @@ class Column:
         return self._integers
 
     @property
+    def _is_integer(self) -> bool:
+        return self._type in (Int32, Int64)
+
+    @property
     def _is_text(self) -> bool:
         return not self._type.is_fixed_width
 
@@ -139,6 +144,11 @@ class Column:
     @property
     def _integers(self) -> Integers:
         return np.asarray(self._values.cast(self._integer_type)).astype(np.int64, copy=False)
+
+
+def _means(sums: Floats, counts: Integers) -> pa.Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return pa.array(sums / counts, mask=counts == 0)
 
 
 def extremes(values: Integers, starts: Integers, ends: Integers, pick: Pick) -> Integers:

@@ -72,7 +72,7 @@ def values_at(
 
     """
     types = {field.name: field for field in view.features}
-    results = Results([types[name] for name in features], asked.count)
+    results = Results([types[name] for name in features], asked)
     lifetime = duration_micros(view.ttl) if ttl and view.ttl is not None else None
     ticks = Ticks(view)
 
@@ -95,7 +95,7 @@ def values_at(
         if len(found):
             if view.aggregations:
                 columns = window_columns(view, bucket, timeline, group[found], instants[found], features)
-            results.put(part.rows[found], columns, times)
+            results.put(part.first + found, columns, times)
 
     _for_each(evaluate, buckets(view, _files(view, snapshot, asked, lifetime), asked), threads)
     return Values(results.table(), results.event_times(), results.present)

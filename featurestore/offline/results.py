@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from featurestore.definitions import Field
+from featurestore.offline.asked import Asked
 from featurestore.types import ValueType
 
 __all__ = ["Results"]
@@ -24,27 +25,43 @@ _STORAGE = {"Date": pa.int32(), "Timestamp": pa.int64()}
 
 
 class Results:
-    """Columns of `count` rows, which are filled by many threads, each with rows of its own; what nobody fills is null."""
+    """Columns of what is asked for, filled by many threads, each with rows of its own; what nobody fills is null.
 
-    def __init__(self, fields: Sequence[Field], count: int) -> None:
-        self._columns = {field.name: (_Fixed if field.type.is_fixed_width else _Variable)(field.type, count) for field in fields}
-        self._times = np.full(count, _NO_TIME)
-        self.present = np.zeros(count, dtype=bool)
+    They are filled in the order of hashes, so that each thread writes into a place of its own, and brought into the order asked for
+    once, at the end.
+    """
+
+    def __init__(self, fields: Sequence[Field], asked: Asked) -> None:
+        sorted_rows = len(asked.rows)
+        self._columns = {
+            field.name: (_Fixed if field.type.is_fixed_width else _Variable)(field.type, sorted_rows) for field in fields
+        }
+        # One more place than there are rows: rows with a null in their key are brought from there, where nothing is.
+        self._times = np.full(sorted_rows + 1, _NO_TIME)
+        self._present = np.zeros(sorted_rows + 1, dtype=bool)
+        self._order = np.full(asked.count, sorted_rows, dtype=np.int64)
+        self._order[asked.rows] = np.arange(sorted_rows)
 
     def put(self, rows: Integers, columns: Mapping[str, Column], event_times: Integers) -> None:
-        """Set rows, by number, in all columns; event times are microseconds, the least int64 for none."""
-        self.present[rows] = True
+        """Set rows, by their places in the order of hashes; event times are microseconds, the least int64 for none."""
+        self._present[rows] = True
         self._times[rows] = event_times
         for name, column in self._columns.items():
             column.put(rows, columns[name])
 
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which rows were set, in the order asked for."""
+        return self._present[self._order]
+
     def table(self) -> pa.Table:
-        """Return the columns as a table."""
-        return pa.table({name: column.finish() for name, column in self._columns.items()})
+        """Return the columns as a table, in the order asked for."""
+        return pa.table({name: column.finish(self._order, self._present) for name, column in self._columns.items()})
 
     def event_times(self) -> pa.Array:
         """Return the event times, null where there is none."""
-        return pa.array(self._times, mask=self._times == _NO_TIME).cast(pa.timestamp("us", "UTC"))
+        times = self._times[self._order]
+        return pa.array(times, mask=times == _NO_TIME).cast(pa.timestamp("us", "UTC"))
 
 
 class _Fixed:
@@ -53,22 +70,20 @@ class _Fixed:
     def __init__(self, type_: ValueType, count: int) -> None:
         self._type = type_
         self._storage = _STORAGE.get(type_.name, type_.arrow)
-        self._values: npt.NDArray[Any] = np.zeros(count, dtype=type_.numpy)
-        self._valid = np.zeros(count, dtype=bool)
+        self._values: npt.NDArray[Any] = np.zeros(count + 1, dtype=type_.numpy)
+        self._nulls = np.zeros(count + 1, dtype=bool)
 
     def put(self, rows: Integers, column: Column) -> None:
         # Of the declared type first: a file's own may be narrower or of another unit, and would be misread.
         stored = column.cast(self._type.arrow).cast(self._storage)
         if stored.null_count:
-            self._valid[rows] = np.asarray(pc.is_valid(stored))
+            self._nulls[rows] = np.asarray(pc.is_null(stored))
             stored = pc.fill_null(stored, pa.scalar(0).cast(stored.type))
-        else:
-            self._valid[rows] = True
         self._values[rows] = np.asarray(stored)
 
-    def finish(self) -> pa.Array:
-        mask = None if self._valid.all() else ~self._valid
-        return pa.array(self._values, type=self._storage, mask=mask).cast(self._type.arrow)
+    def finish(self, order: Integers, present: npt.NDArray[np.bool_]) -> pa.Array:
+        absent = (self._nulls | ~present)[order]
+        return pa.array(self._values[order], type=self._storage, mask=absent if absent.any() else None).cast(self._type.arrow)
 
 
 class _Variable:
@@ -82,12 +97,12 @@ class _Variable:
     def put(self, rows: Integers, column: Column) -> None:
         self._parts.append((rows, column.cast(self._type.arrow)))
 
-    def finish(self) -> Column:
-        places, filled = np.full(self._count, -1, dtype=np.int64), 0
+    def finish(self, order: Integers, _present: npt.NDArray[np.bool_]) -> Column:
+        places, filled = np.full(self._count + 1, -1, dtype=np.int64), 0
         for rows, column in self._parts:
             places[rows] = np.arange(filled, filled + len(column))
             filled += len(column)
-        chunks = [
-            chunk for _, column in self._parts for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])
-        ]
-        return pa.chunked_array(chunks, self._type.arrow).take(pa.array(places, mask=places < 0))
+        chunked = [column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]) for _, column in self._parts]
+        chunks = [chunk for column in chunked for chunk in column.chunks]
+        wanted = places[order]
+        return pa.chunked_array(chunks, self._type.arrow).take(pa.array(wanted, mask=wanted < 0))
