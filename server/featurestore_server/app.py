@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server import contract, health, historical, online, registry
@@ -26,9 +26,11 @@ _PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}
 class _Service(FastAPI):
     """FastAPI, which takes longer to dispatch a request than a lookup takes: lookups are answered before it sees them."""
 
+    lookups: ASGIApp
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == online.PATH and scope["method"] == "POST":
-            await self.state.lookups(scope, receive, send)
+            await self.lookups(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -44,7 +46,7 @@ def create_app(store: FeatureStore) -> FastAPI:
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
     app.state.store, app.state.online = store, online.OnlineFeatures(store)
-    app.state.lookups = UnexpectedErrors(app.state.online)
+    app.lookups = UnexpectedErrors(app.state.online)
     for group in (online, historical, registry, health):
         app.include_router(group.router)
     handle_errors(app)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Depends, Request
@@ -30,8 +29,7 @@ async def _store(request: Request) -> FeatureStore:
 Store = Annotated[FeatureStore, Depends(_store)]
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """A request: the media type of its body, the type that the answer shall have, the query, and the body."""
 
     media_type: str

@@ -8,11 +8,10 @@ the requests of the same moment.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -42,11 +41,7 @@ __all__ = ["PATH", "OnlineFeatures", "router"]
 PATH = "/v1/online-features"
 
 _MEMBERS = frozenset(OnlineRequest.model_fields)
-_AS_THEY_ARE: dict[str, set[type]] = {"Int64": {int}, "Int32": {int}, "String": {str}, "Bool": {bool}}
-"""Key types whose values JSON has in the form that keys are made of, and that form."""
 _LARGE_BYTES = 65_536  # of a body that the event loop leaves to a thread
-
-_T = TypeVar("_T")
 
 router = APIRouter(tags=["features"])
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -63,23 +58,16 @@ async def online_features(request: Request) -> Response:
     """Answer in the order asked, with null where a value is missing. `contract.py` has the rules of values."""
     # Documents the route, and answers where the application is mounted under a prefix, which hides the path from the fast way.
     lookups: OnlineFeatures = request.app.state.online
-    answer = await lookups.answer(await _received(request.scope, request.receive))
-    return Response(answer.content, media_type=answer.media_type)
+    received = await _received(request.scope, request.receive)
+    return Response(await lookups.answer(received), media_type=received.answer_type)
 
 
-@dataclass(frozen=True)
-class _Asked:
+class _Asked(NamedTuple):
     """What a request asks for; `entities` are columns of JSON values, or a table."""
 
     wanted: str | list[str]
     entities: dict[str, list[Any]] | pa.Table
     has_metadata: bool
-
-
-@dataclass(frozen=True)
-class _Answer:
-    media_type: str
-    content: bytes
 
 
 class OnlineFeatures:
@@ -104,41 +92,36 @@ class OnlineFeatures:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
         try:
-            answer = await self.answer(await _received(scope, receive))
+            request = await _received(scope, receive)
+            content = await self.answer(request)
         except (ProblemError, FeatureStoreError) as error:
             await refusal(error, scope["method"], scope["path"])(scope, receive, send)
             return
-        content = answer.content
-        headers = [(b"content-type", answer.media_type.encode()), (b"content-length", b"%d" % len(content))]
+        headers = [(b"content-type", request.answer_type.encode()), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
 
-    async def answer(self, request: Received) -> _Answer:
-        """Return the answer to a request.
+    async def answer(self, request: Received) -> bytes:
+        """Return the answer to a request, in the type that it accepts.
 
         Raises:
             ProblemError, FeatureStoreError: it is refused, or cannot be answered now.
 
         """
-        run = _at_once if len(request.body) <= _LARGE_BYTES else asyncio.to_thread
-        asked = await run(_asked, request)
+        is_large = len(request.body) > _LARGE_BYTES
+        asked = await asyncio.to_thread(_asked, request) if is_large else _asked(request)
         plan = (self._plans.known() or await self._plans.serving()).plan(asked.wanted)
-        lookup = await run(_request, plan, asked)
+        lookup = await asyncio.to_thread(_request, plan, asked) if is_large else _request(plan, asked)
         found = await self._fetch(lookup)
         made = plan.lookup.answer(lookup, found, now=self._store.clock())
-        if request.answer_type == JSON:
-            return _Answer(JSON, await run(_json_answer, plan, asked, made))
-        return _Answer(ARROW, await run(_arrow_answer, asked, made))
+        write = _json_answer if request.answer_type == JSON else _arrow_answer
+        return await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
 
     async def _fetch(self, request: Lookup) -> Found:
         online = self._store.online
         if self._loop is asyncio.get_running_loop():
             return await online.fetch_async(request.names)
         return await asyncio.to_thread(online.fetch, request.names)  # a loop that nobody tells us the end of
-
-
-async def _at_once(function: Callable[..., _T], *arguments: Any) -> _T:
-    return function(*arguments)
 
 
 # Reading
@@ -211,15 +194,22 @@ def _validated(parsed: Any) -> _Asked:
 
 
 def _request(plan: Plan, asked: _Asked) -> Lookup:
-    keys = plan.lookup.keys
-    if not isinstance(asked.entities, dict):
-        return plan.lookup.request(_arrow_entities(asked.entities, keys))
-    if asked.entities.keys() == keys.keys() and all(
-        {*_AS_THEY_ARE.get(type_.name, ()), type(None)}.issuperset(map(type, asked.entities[name])) for name, type_ in keys.items()
-    ):
-        with suppress(InputError):  # what is wrong is said in the words of the columns' JSON
-            return plan.lookup.request(asked.entities)
-    return plan.lookup.request(_json_entities(asked.entities, keys))
+    entities, lookup = asked.entities, plan.lookup
+    if type(entities) is not dict:
+        return lookup.request(_arrow_entities(entities, lookup.keys))
+    if _is_given(entities, plan):
+        try:
+            return lookup.request(entities)
+        except InputError:  # what is wrong is said below, in the words of JSON
+            pass
+    return lookup.request(_json_entities(entities, lookup.keys))
+
+
+def _is_given(entities: Mapping[str, list[Any]], plan: Plan) -> bool:
+    """Whether JSON values are those that keys are made of."""
+    if plan.given is None or len(entities) != len(plan.given):
+        return False
+    return all(name in entities and kinds.issuperset(map(type, entities[name])) for name, kinds in plan.given)
 
 
 def _json_entities(columns: Mapping[str, list[Any]], keys: Mapping[str, ValueType]) -> dict[str, pa.Array]:
@@ -256,10 +246,7 @@ def _check_names(given: Mapping[str, Any] | list[str], keys: Mapping[str, ValueT
 
 
 def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
-    features = vectors.plain_features()
-    for name, write in plan.writers:
-        features[name] = write(features[name])
-    answer: dict[str, Any] = {"features": features}
+    answer: dict[str, Any] = {"features": plan.write(vectors.plain_features())}
     if asked.has_metadata:
         answer["metadata"] = {
             view: {"status": [status.name for status in statuses], "event_time": to_json(vectors.event_times[view])}
@@ -268,7 +255,7 @@ def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
     return orjson.dumps(answer)
 
 
-def _arrow_answer(asked: _Asked, vectors: FeatureVectors) -> bytes:
+def _arrow_answer(_: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
     columns = {name: vectors.columns[name] for name in vectors.features}
     if asked.has_metadata:
         for view, statuses in vectors.statuses.items():

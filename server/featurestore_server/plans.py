@@ -14,13 +14,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore.online.vectors import LookupPlan
 from featurestore.registry.selection import select
 from featurestore.registry.state import Applied
-from featurestore_server.values import Writer, plain_writer
+from featurestore_server.values import Writer, are_finite, plain_writer
 
 __all__ = ["Plan", "Plans", "Serving"]
 
@@ -29,15 +30,34 @@ _LOOK_SECONDS = 1.0
 _OLD_SECONDS = 5.0
 _WAIT_SECONDS = 1.0
 _PLANS = 1000
+_AS_THEY_ARE: dict[str, type] = {"Int64": int, "Int32": int, "String": str, "Bool": bool}
+"""The key types whose values JSON has in the form that keys are made of."""
 
 
 class Plan:
-    """A lookup, and what makes JSON values of those of its columns that are not JSON as they are."""
+    """A lookup, which types JSON values of its keys have, and what makes JSON values of those of its columns that are not JSON.
+
+    `given` is none if a key's values in JSON are not what keys are made of. `numbers` are the columns of floats, which are JSON as
+    long as they are finite.
+    """
 
     def __init__(self, lookup: LookupPlan) -> None:
         self.lookup = lookup
-        writers = [(name, plain_writer(type_)) for name, type_ in lookup.selection.types().items()]
+        kinds = [(name, _AS_THEY_ARE.get(type_.name)) for name, type_ in lookup.keys.items()]
+        given = [(name, frozenset({kind, type(None)})) for name, kind in kinds if kind is not None]
+        self.given = given if len(given) == len(kinds) else None
+        types = lookup.selection.types()
+        self.numbers = [name for name, type_ in types.items() if type_.name in ("Float32", "Float64")]
+        writers = [(name, plain_writer(type_)) for name, type_ in types.items()]
         self.writers: list[tuple[str, Writer]] = [(name, writer) for name, writer in writers if writer is not None]
+        self.other_writers = [(name, writer) for name, writer in self.writers if name not in self.numbers]
+
+    def write(self, features: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Turn plain features into JSON values, in place."""
+        are_numbers_json = are_finite([features[name] for name in self.numbers])
+        for name, writer in self.other_writers if are_numbers_json else self.writers:
+            features[name] = writer(features[name])
+        return features
 
 
 @dataclass(frozen=True)

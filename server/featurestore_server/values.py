@@ -6,8 +6,7 @@ import base64
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 from featurestore.errors import InputError
 from featurestore.types import ValueType
 
-__all__ = ["Writer", "check_lengths", "from_json", "has_json_form", "plain_writer", "to_json", "untyped_from_json"]
+__all__ = ["Writer", "are_finite", "check_lengths", "from_json", "has_json_form", "plain_writer", "to_json", "untyped_from_json"]
 
 Writer = Callable[[list[Any]], list[Any]]
 """Makes the JSON values of a column of plain ones."""
@@ -136,10 +135,15 @@ def plain_writer(type_: ValueType) -> Writer | None:
     return lambda values: [None if value is None else writer(value) for value in values]
 
 
+def are_finite(columns: Iterable[Sequence[Any]]) -> bool:
+    """Whether columns of floats have nothing but numbers that JSON has; false if that takes a look at each one."""
+    try:
+        return math.isfinite(sum(chain.from_iterable(columns)))  # what is not finite would show in the sum
+    except TypeError:  # a null
+        return False
+
+
 def _plain_numbers(values: list[Any]) -> list[Any]:
-    with suppress(TypeError):  # a null
-        if math.isfinite(sum(values)):  # one that is not finite would show in the sum
-            return values
     return [value if value is None or math.isfinite(value) else _special(value) for value in values]
 
 
