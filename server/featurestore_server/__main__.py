@@ -89,6 +89,8 @@ def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Names
     announcement = f"featurestore serves {store.settings.project} on {url} (docs at /docs)"
     config = uvicorn.Config(
         create_app(store),
+        loop="uvloop",
+        http="httptools",
         log_level="debug" if options.debug else "warning",
         access_log=options.debug,
         backlog=_BACKLOG,

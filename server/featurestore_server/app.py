@@ -1,4 +1,4 @@
-"""The application, assembled."""
+"""The application, assembled: FastAPI's routes, and ahead of them the one that has to be fast."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server import contract, health, historical, online, registry
 from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
-from featurestore_server.problems import handle_errors
+from featurestore_server.problems import UnexpectedErrors, handle_errors
 
 __all__ = ["create_app"]
 
@@ -22,9 +23,21 @@ _LOGGER = logging.getLogger("featurestore_server")
 _PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
 
+class _Service(FastAPI):
+    """FastAPI, which takes longer to dispatch a request than a lookup takes: lookups are answered before it sees them."""
+
+    lookups: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == online.PATH and scope["method"] == "POST":
+            await self.lookups(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
 def create_app(store: FeatureStore) -> FastAPI:
     """Return the HTTP service of a store, which the caller opens and closes."""
-    app = FastAPI(
+    app = _Service(
         title=f"featurestore: {store.settings.project}",
         summary="Feature values for training and serving, by entity key and time",
         description=f"```\n{contract.__doc__}```",
@@ -32,7 +45,8 @@ def create_app(store: FeatureStore) -> FastAPI:
         lifespan=_lifespan,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
-    app.state.store = store
+    app.state.store, app.state.online = store, online.OnlineFeatures(store)
+    app.lookups = UnexpectedErrors(app.state.online)
     for group in (online, historical, registry, health):
         app.include_router(group.router)
     handle_errors(app)
@@ -46,7 +60,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for name, answer in (await run_in_threadpool(health.checks, app.state.store)).items():
         if answer != "ok":
             _LOGGER.warning("not ready: %s: %s", name, answer)
-    yield
+    async with app.state.online.serving():
+        yield
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

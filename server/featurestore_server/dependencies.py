@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import orjson
 from fastapi import Depends, Request
@@ -16,7 +15,7 @@ from featurestore_server.contract import JSON
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError, invalid
 
-__all__ = ["Received", "Store", "received", "request_schema"]
+__all__ = ["Received", "Store", "received", "request_schema", "validated"]
 
 _REPEATED = "features"  # the one parameter of several values
 _M = TypeVar("_M", bound=BaseModel)
@@ -30,8 +29,7 @@ async def _store(request: Request) -> FeatureStore:
 Store = Annotated[FeatureStore, Depends(_store)]
 
 
-@dataclass(frozen=True)
-class Received:
+class Received(NamedTuple):
     """A request: the media type of its body, the type that the answer shall have, the query, and the body."""
 
     media_type: str
@@ -39,17 +37,19 @@ class Received:
     query: dict[str, list[str]]
     body: bytes
 
-    def json(self, model: type[_M]) -> _M:
-        """Return a JSON body; a ProblemError if it is none, or not the model's."""
+    def parsed(self) -> Any:
+        """Return what a JSON body holds; a ProblemError if it is none."""
         if self.query:
             name = next(iter(self.query))
             raise InputError(f"parameter {name!r} stands in the query; in a JSON request it is a member of the body", name=name)
         try:
-            return model.model_validate(orjson.loads(self.body), strict=True)
+            return orjson.loads(self.body)
         except orjson.JSONDecodeError as reason:
             raise ProblemError("malformed", f"the body is no JSON: {reason}") from reason
-        except ValidationError as reason:
-            raise invalid(reason, model) from reason
+
+    def json(self, model: type[_M]) -> _M:
+        """Return a JSON body; a ProblemError if it is none, or not the model's."""
+        return validated(model, self.parsed())
 
     def options(self, model: type[_M]) -> _M:
         """Return the parameters of a request whose body is a table, from its query."""
@@ -61,6 +61,14 @@ class Received:
             return model.model_validate(values)
         except ValidationError as reason:
             raise invalid(reason, model) from reason
+
+
+def validated(model: type[_M], parsed: Any) -> _M:
+    """Return what JSON holds as a model; a ProblemError lists all its faults."""
+    try:
+        return model.model_validate(parsed, strict=True)
+    except ValidationError as reason:
+        raise invalid(reason, model) from reason
 
 
 def received(*types: str) -> Callable[[Request], Awaitable[Received]]:

@@ -1,52 +1,215 @@
-"""`POST /v1/online-features`: the newest values of some entities."""
+"""`POST /v1/online-features`: the newest values of some entities, answered ahead of FastAPI.
+
+A request is read, checked and answered by hand; what is not as it should be goes to the models of the contract, whose words say
+what is wrong with it. No request waits for the registry (`plans.py`). The online store answers it in one round trip, shared with
+the requests of the same moment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from featurestore.errors import InputError, SpineError
+from featurestore import FeatureStore
+from featurestore.errors import FeatureStoreError, InputError, SpineError
 from featurestore.offline.spine import key_column
+from featurestore.online.fetching import Found
 from featurestore.online.vectors import FeatureVectors
+from featurestore.online.vectors import Request as Lookup
 from featurestore.types import ValueType
 from featurestore_server.contract import ARROW, JSON, OnlineAnswer, OnlineOptions, OnlineRequest
-from featurestore_server.dependencies import Received, Store, received, request_schema
-from featurestore_server.problems import ProblemError, nearest
+from featurestore_server.dependencies import Received, request_schema, validated
+from featurestore_server.negotiation import accepted_type, sent_type
+from featurestore_server.plans import Plan, Plans
+from featurestore_server.problems import ProblemError, nearest, refusal
 from featurestore_server.tables import read_table
 from featurestore_server.values import check_lengths, from_json, to_json
 
-__all__ = ["router"]
+__all__ = ["PATH", "OnlineFeatures", "router"]
+
+PATH = "/v1/online-features"
+
+_MEMBERS = frozenset(OnlineRequest.model_fields)
+_LARGE_BYTES = 65_536  # of a body that the event loop leaves to a thread
 
 router = APIRouter(tags=["features"])
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 
 @router.post(
-    "/v1/online-features",
+    PATH,
     summary="The newest values of some entities",
     response_model=OnlineAnswer,
     responses={200: {"description": "Feature vectors, a row for each entity", "content": {ARROW: _BINARY}}},
     openapi_extra=request_schema(OnlineRequest, OnlineOptions, ARROW),
 )
-def online_features(request: Annotated[Received, Depends(received(JSON, ARROW))], store: Store) -> Response:
+async def online_features(request: Request) -> Response:
     """Answer in the order asked, with null where a value is missing. `contract.py` has the rules of values."""
-    asked: OnlineOptions
+    # Documents the route, and answers where the application is mounted under a prefix, which hides the path from the fast way.
+    lookups: OnlineFeatures = request.app.state.online
+    received = await _received(request.scope, request.receive)
+    return Response(await lookups.answer(received), media_type=received.answer_type)
+
+
+class _Asked(NamedTuple):
+    """What a request asks for; `entities` are columns of JSON values, or a table."""
+
+    wanted: str | list[str]
+    entities: dict[str, list[Any]] | pa.Table
+    has_metadata: bool
+
+
+class OnlineFeatures:
+    """The route as an ASGI application."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store, self._plans = store, Plans(store)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve on the running event loop, over one connection to each server of the online store, which is closed at the end."""
+        with suppress(FeatureStoreError):  # it may answer later
+            await self._plans.serving()
+        self._loop = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            self._loop = None
+            await self._store.online.aclose()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        try:
+            request = await _received(scope, receive)
+            content = await self.answer(request)
+        except (ProblemError, FeatureStoreError) as error:
+            await refusal(error, scope["method"], scope["path"])(scope, receive, send)
+            return
+        headers = [(b"content-type", request.answer_type.encode()), (b"content-length", b"%d" % len(content))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    async def answer(self, request: Received) -> bytes:
+        """Return the answer to a request, in the type that it accepts.
+
+        Raises:
+            ProblemError, FeatureStoreError: it is refused, or cannot be answered now.
+
+        """
+        is_large = len(request.body) > _LARGE_BYTES
+        asked = await asyncio.to_thread(_asked, request) if is_large else _asked(request)
+        plan = (self._plans.known() or await self._plans.serving()).plan(asked.wanted)
+        lookup = await asyncio.to_thread(_request, plan, asked) if is_large else _request(plan, asked)
+        found = await self._fetch(lookup)
+        made = plan.lookup.answer(lookup, found, now=self._store.clock())
+        write = _json_answer if request.answer_type == JSON else _arrow_answer
+        return await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
+
+    async def _fetch(self, request: Lookup) -> Found:
+        online = self._store.online
+        if self._loop is asyncio.get_running_loop():
+            return await online.fetch_async(request.names)
+        return await asyncio.to_thread(online.fetch, request.names)  # a loop that nobody tells us the end of
+
+
+# Reading
+
+
+async def _received(scope: Scope, receive: Receive) -> Received:
+    found: dict[bytes, bytes] = {}
+    for name, value in scope["headers"]:
+        if name == b"accept":
+            found[name] = found[name] + b", " + value if name in found else value
+        elif name in (b"content-type", b"content-encoding"):
+            found.setdefault(name, value)
+    types = _negotiated(found.get(b"content-type", b""), found.get(b"content-encoding", b""), found.get(b"accept", b""))
+    query: dict[str, list[str]] = {}
+    if scope["query_string"]:
+        parameters = QueryParams(scope["query_string"])
+        query = {name: parameters.getlist(name) for name in parameters}
+    return Received(*types, query, await _body(receive))
+
+
+@lru_cache(maxsize=256)
+def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> tuple[str, str]:
+    """Return the type of the body, and that of the answer."""
+    headers = {"content-type": content_type.decode("latin-1"), "content-encoding": content_encoding.decode("latin-1")}
+    sent = sent_type(headers, (JSON, ARROW))
+    return sent, accepted_type(accept.decode("latin-1"), (sent, ARROW if sent == JSON else JSON))
+
+
+async def _body(receive: Receive) -> bytes:
+    message = await receive()
+    if message["type"] == "http.request" and not message.get("more_body"):
+        whole: bytes = message.get("body", b"")
+        return whole
+    parts = []
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise ClientDisconnect
+
+
+def _asked(request: Received) -> _Asked:
     if request.media_type == JSON:
-        asked = json_request = request.json(OnlineRequest)
-        keys = store.selection(asked.wanted).keys
-        entities = _json_entities(json_request.entities, keys)
-    else:
-        asked = request.options(OnlineOptions)
-        keys = store.selection(asked.wanted).keys
-        entities = _arrow_entities(read_table(request.body, request.media_type), keys)
-    vectors = store.get_online_features(entities, asked.wanted)
-    answer = _json_answer if request.answer_type == JSON else _arrow_answer
-    return Response(answer(vectors, has_metadata=asked.metadata), media_type=request.answer_type)
+        parsed = request.parsed()
+        return _valid(parsed) or _validated(parsed)
+    options = request.options(OnlineOptions)
+    return _Asked(options.wanted, read_table(request.body, request.media_type), options.metadata)
+
+
+def _valid(parsed: Any) -> _Asked | None:
+    """Return what a body asks for if nothing is wrong with it."""
+    if type(parsed) is not dict or not parsed.keys() <= _MEMBERS:
+        return None
+    entities, has_metadata = parsed.get("entities"), parsed.get("metadata", False)
+    service, features = parsed.get("feature_service"), parsed.get("features")
+    if type(entities) is not dict or not {list}.issuperset(map(type, entities.values())) or type(has_metadata) is not bool:
+        return None
+    if type(service) is str and features is None:
+        return _Asked(service, entities, has_metadata)
+    if service is None and type(features) is list and {str}.issuperset(map(type, features)):
+        return _Asked(features, entities, has_metadata)
+    return None
+
+
+def _validated(parsed: Any) -> _Asked:
+    """Return the same of a body with faults: a ProblemError that lists them."""
+    asked = validated(OnlineRequest, parsed)
+    return _Asked(asked.wanted, asked.entities, asked.metadata)
+
+
+def _request(plan: Plan, asked: _Asked) -> Lookup:
+    entities, lookup = asked.entities, plan.lookup
+    if type(entities) is not dict:
+        return lookup.request(_arrow_entities(entities, lookup.keys))
+    if _is_given(entities, plan):
+        try:
+            return lookup.request(entities)
+        except InputError:  # what is wrong is said below, in the words of JSON
+            pass
+    return lookup.request(_json_entities(entities, lookup.keys))
+
+
+def _is_given(entities: Mapping[str, list[Any]], plan: Plan) -> bool:
+    """Whether JSON values are those that keys are made of."""
+    if plan.given is None or len(entities) != len(plan.given):
+        return False
+    return all(name in entities and kinds.issuperset(map(type, entities[name])) for name, kinds in plan.given)
 
 
 def _json_entities(columns: Mapping[str, list[Any]], keys: Mapping[str, ValueType]) -> dict[str, pa.Array]:
@@ -79,9 +242,12 @@ def _check_names(given: Mapping[str, Any] | list[str], keys: Mapping[str, ValueT
             raise ProblemError("input", detail, name=name, nearest=nearest(name, given))
 
 
-def _json_answer(vectors: FeatureVectors, *, has_metadata: bool) -> bytes:
-    answer: dict[str, Any] = {"features": {name: to_json(vectors.columns[name]) for name in vectors.features}}
-    if has_metadata:
+# Writing
+
+
+def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
+    answer: dict[str, Any] = {"features": plan.write(vectors.plain_features())}
+    if asked.has_metadata:
         answer["metadata"] = {
             view: {"status": [status.name for status in statuses], "event_time": to_json(vectors.event_times[view])}
             for view, statuses in vectors.statuses.items()
@@ -89,9 +255,9 @@ def _json_answer(vectors: FeatureVectors, *, has_metadata: bool) -> bytes:
     return orjson.dumps(answer)
 
 
-def _arrow_answer(vectors: FeatureVectors, *, has_metadata: bool) -> bytes:
+def _arrow_answer(_: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
     columns = {name: vectors.columns[name] for name in vectors.features}
-    if has_metadata:
+    if asked.has_metadata:
         for view, statuses in vectors.statuses.items():
             columns[f"__{view}__status"] = pa.array([status.name for status in statuses], pa.string())
             columns[f"__{view}__event_time"] = vectors.event_times[view]

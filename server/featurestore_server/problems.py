@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from featurestore.errors import FeatureStoreError
 from featurestore_server.contract import PROBLEM, PROBLEMS, ProblemType
 
-__all__ = ["ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "problem_of"]
+__all__ = ["ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "refusal"]
 
 _LOGGER = logging.getLogger("featurestore_server")
 _RETRY_SECONDS = "1"
@@ -50,8 +50,15 @@ class ProblemError(Exception):
         return _response(self.code, PROBLEMS[self.code], str(self), self.headers, self.members)
 
 
-def problem_of(error: FeatureStoreError) -> Response:
-    """Return the problem that an error of the library is."""
+def refusal(error: ProblemError | FeatureStoreError, method: str, path: str) -> Response:
+    """Return the problem that an error of the service or of the library is; the log has those that are not the client's fault."""
+    response = error.response() if isinstance(error, ProblemError) else _problem_of(error)
+    if response.status_code >= 500:  # noqa: PLR2004 (the server's faults, which its operator should see)
+        _LOGGER.warning("%s %s: %s", method, path, error)
+    return response
+
+
+def _problem_of(error: FeatureStoreError) -> Response:
     codes = (getattr(kind, "code", None) for kind in type(error).__mro__)
     kind = next(PROBLEMS[code] for code in codes if code in PROBLEMS)
     members = {each: getattr(error, each) for each in ("name", "nearest") if getattr(error, each, None) is not None}
@@ -110,10 +117,7 @@ async def _own(_: Request, error: Exception) -> Response:
 
 async def _library(request: Request, error: Exception) -> Response:
     assert isinstance(error, FeatureStoreError)
-    response = problem_of(error)
-    if response.status_code >= 500:  # noqa: PLR2004 (the server's faults, which its operator should see)
-        _LOGGER.warning("%s %s: %s", request.method, request.url.path, error)
-    return response
+    return refusal(error, request.method, request.url.path)
 
 
 async def _validation(_: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import base64
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ import pyarrow.compute as pc
 from featurestore.errors import InputError
 from featurestore.types import ValueType
 
-__all__ = ["check_lengths", "from_json", "has_json_form", "to_json", "untyped_from_json"]
+__all__ = ["Writer", "are_finite", "check_lengths", "from_json", "has_json_form", "plain_writer", "to_json", "untyped_from_json"]
+
+Writer = Callable[[list[Any]], list[Any]]
+"""Makes the JSON values of a column of plain ones."""
 
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _KINDS: dict[type, str] = {bool: "booleans", int: "integers", float: "numbers", str: "texts", list: "arrays", dict: "objects"}
@@ -120,6 +123,34 @@ def _writer(type_: pa.DataType) -> Callable[[pa.Array], list[Any]] | None:
     return next((writer for is_of, writer in _WRITERS if is_of(type_)), None)
 
 
+def plain_writer(type_: ValueType) -> Writer | None:
+    """Return what makes JSON values of a type's plain ones (`FeatureVectors.plain_features`), none where they are JSON."""
+    item = type_.item or type_
+    if item.name in ("Date", "Timestamp"):
+        arrow = type_.arrow
+        return lambda values: to_json(pa.array(values, arrow))
+    writer = {"Float32": _plain_numbers, "Float64": _plain_numbers, "Bytes": _plain_bytes}.get(item.name)
+    if writer is None or type_.item is None:
+        return writer
+    return lambda values: [None if value is None else writer(value) for value in values]
+
+
+def are_finite(columns: Iterable[Sequence[Any]]) -> bool:
+    """Whether columns of floats have nothing but numbers that JSON has; false if that takes a look at each one."""
+    try:
+        return math.isfinite(sum(chain.from_iterable(columns)))  # what is not finite would show in the sum
+    except TypeError:  # a null
+        return False
+
+
+def _plain_numbers(values: list[Any]) -> list[Any]:
+    return [value if value is None or math.isfinite(value) else _special(value) for value in values]
+
+
+def _plain_bytes(values: list[Any]) -> list[Any]:
+    return [None if value is None else base64.b64encode(value).decode("ascii") for value in values]
+
+
 def _plain(column: pa.Array) -> list[Any]:
     values: list[Any] = column.to_pylist()
     return values
@@ -130,7 +161,7 @@ def _shown(column: pa.Array) -> list[Any]:
 
 
 def _bytes(column: pa.Array) -> list[Any]:
-    return [None if value is None else base64.b64encode(value).decode("ascii") for value in column.to_pylist()]
+    return _plain_bytes(column.to_pylist())
 
 
 def _decoded(column: pa.Array) -> list[Any]:
@@ -140,9 +171,7 @@ def _decoded(column: pa.Array) -> list[Any]:
 def _numbers(column: pa.Array) -> list[Any]:
     doubles = column.cast(pa.float64())
     values: list[Any] = doubles.to_pylist()
-    if pc.all(pc.is_finite(doubles)).as_py() in (True, None):
-        return values
-    return [value if value is None or math.isfinite(value) else _special(value) for value in values]
+    return values if pc.all(pc.is_finite(doubles)).as_py() in (True, None) else _plain_numbers(values)
 
 
 def _special(value: float) -> str:

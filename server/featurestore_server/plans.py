@@ -1,0 +1,148 @@
+"""What lookups ask for, compiled once for what names mean now, which is read from the registry beside the requests.
+
+The registry is asked at most once a second and only while there are requests, by a thread of its own, so the event loop never waits
+for it. Lookups go on with what was read last: for good if the registry is gone, and while it is being read, unless the last look is
+so old (there were no requests) that a second's wait for a new one is better.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from featurestore import FeatureStore
+from featurestore.errors import FeatureStoreError
+from featurestore.online.vectors import LookupPlan
+from featurestore.registry.selection import select
+from featurestore.registry.state import Applied
+from featurestore_server.values import Writer, are_finite, plain_writer
+
+__all__ = ["Plan", "Plans", "Serving"]
+
+_LOGGER = logging.getLogger("featurestore_server")
+_LOOK_SECONDS = 1.0
+_OLD_SECONDS = 5.0
+_WAIT_SECONDS = 1.0
+_PLANS = 1000
+_AS_THEY_ARE: dict[str, type] = {"Int64": int, "Int32": int, "String": str, "Bool": bool}
+"""The key types whose values JSON has in the form that keys are made of."""
+
+
+class Plan:
+    """A lookup, which types JSON values of its keys have, and what makes JSON values of those of its columns that are not JSON.
+
+    `given` is none if a key's values in JSON are not what keys are made of. `numbers` are the columns of floats, which are JSON as
+    long as they are finite.
+    """
+
+    def __init__(self, lookup: LookupPlan) -> None:
+        self.lookup = lookup
+        kinds = [(name, _AS_THEY_ARE.get(type_.name)) for name, type_ in lookup.keys.items()]
+        given = [(name, frozenset({kind, type(None)})) for name, kind in kinds if kind is not None]
+        self.given = given if len(given) == len(kinds) else None
+        types = lookup.selection.types()
+        self.numbers = [name for name, type_ in types.items() if type_.name in ("Float32", "Float64")]
+        writers = [(name, plain_writer(type_)) for name, type_ in types.items()]
+        self.writers: list[tuple[str, Writer]] = [(name, writer) for name, writer in writers if writer is not None]
+        self.other_writers = [(name, writer) for name, writer in self.writers if name not in self.numbers]
+
+    def write(self, features: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Turn plain features into JSON values, in place."""
+        are_numbers_json = are_finite([features[name] for name in self.numbers])
+        for name, writer in self.other_writers if are_numbers_json else self.writers:
+            features[name] = writer(features[name])
+        return features
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What names mean, and the lookups compiled from it."""
+
+    applied: Applied
+    plans: dict[str | tuple[str, ...], Plan] = field(default_factory=dict)
+
+    def plan(self, wanted: str | Sequence[str]) -> Plan:
+        """Return the lookup of a service or of features. Raises as `select` does."""
+        name = wanted if isinstance(wanted, str) else tuple(wanted)
+        plan = self.plans.get(name)
+        if plan is None:
+            plan = Plan(LookupPlan(select(self.applied, wanted)))
+            if len(self.plans) >= _PLANS:
+                self.plans.clear()
+            self.plans[name] = plan
+        return plan
+
+
+class Plans:
+    """The plans of a store; threads and event loops may share it."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._serving: Serving | None = None
+        self._looked_at = 0.0
+        self._looking: Future[Serving] | None = None
+        self._since = 0.0
+
+    def known(self) -> Serving | None:
+        """Return what names mean without waiting; none if that has to be awaited (`serving`)."""
+        serving, age = self._serving, time.monotonic() - self._looked_at
+        if serving is None or age > _OLD_SECONDS:
+            return None
+        if age > _LOOK_SECONDS and self._looking is None:
+            self._look()
+        return serving
+
+    async def serving(self) -> Serving:
+        """Return what names mean, having waited for the registry if it was never read, or for a moment if that is long ago.
+
+        Raises:
+            RegistryError: it was never read, and cannot be.
+
+        """
+        look = asyncio.wrap_future(self._look())
+        if self._serving is None:
+            return await look
+        look.add_done_callback(_retrieve)
+        await asyncio.wait([look], timeout=max(0.0, self._since + _WAIT_SECONDS - time.monotonic()))
+        return self._serving
+
+    def _look(self) -> Future[Serving]:
+        """Return the look at the registry that is under way, begun if there is none."""
+        with self._lock:
+            if self._looking is None:
+                self._looking, self._since = Future(), time.monotonic()
+                self._looking.set_running_or_notify_cancel()  # whoever stops waiting does not end it
+                threading.Thread(target=self._read, args=(self._looking,), name="registry", daemon=True).start()
+            return self._looking
+
+    def _read(self, looking: Future[Serving]) -> None:
+        try:
+            applied, serving = self._store.registry.serving(), self._serving
+            if serving is None or serving.applied != applied:
+                serving = Serving(applied)
+            self._serving = serving
+        except Exception as reason:  # noqa: BLE001 (whoever waits gets it)
+            if self._serving is not None:
+                level = logging.WARNING if isinstance(reason, FeatureStoreError) else logging.ERROR
+                _LOGGER.log(level, "lookups go on with what the registry said last: %s", reason)
+            self._end_look()
+            looking.set_exception(reason)
+        else:
+            self._end_look()
+            looking.set_result(serving)
+
+    def _end_look(self) -> None:
+        with self._lock:
+            self._looking, self._looked_at = None, time.monotonic()
+
+
+def _retrieve(look: asyncio.Future[Serving]) -> None:
+    if not look.cancelled():
+        look.exception()  # the log has it
