@@ -21,6 +21,78 @@ from tests.registries import apply, view
 
 REGISTRY_HOLDER = """
 import sys, time
+from featurestore.registry.registry import Registry
+registry = Registry(sys.argv[1], "test", "the-registry")
+with registry.lease(registry.applied().versions[0]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_exclude_each_other_on_one_version(open_registry: Open, database_url: str) -> None:
+    """On both databases the second is told who holds the lease, others are free, and SIGKILL frees it."""
+    registry = open_registry()
+    apply(registry, view("a"), view("b"))
+    one, other = registry.applied().versions
+    assert registry.lease_holder(one) is None
+    with subprocess.Popen([sys.executable, "-c", REGISTRY_HOLDER, database_url], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(RunInProgressError, match=rf"view 'a' is being materialized by process {process.pid} .*since 20"):
+            registry.lease(one).__enter__()
+        assert (registry.lease_holder(one) or "").startswith(f"process {process.pid} ")
+        with registry.lease(other):
+            assert (registry.lease_holder(other) or "").startswith(f"process {os.getpid()} ")
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    for _ in range(100):  # a server notices the end of a session a moment later
+        if registry.lease_holder(one) is None:
+            break
+        time.sleep(0.05)
+    with registry.lease(one), pytest.raises(RunInProgressError), registry.lease(one):
+        pass
+    assert registry.lease_holder(one) is None
+
+
+def test_a_session_that_the_server_ends_frees_its_lease(postgres_url: str) -> None:
+    """A server that ends a session, or was restarted, gives its lease to the next; the first ends without an error of its own."""
+    with closing(Registry(postgres_url, "test", "the-registry")) as registry:
+        apply(registry, view("a"))
+        [version] = registry.applied().versions
+        with registry.lease(version):
+            engine = sa.create_engine(postgres_url)
+            with engine.begin() as connection:
+                query = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                assert connection.exec_driver_sql(query).scalars().all() == [True]
+            engine.dispose()
+            for _ in range(100):
+                if registry.lease_holder(version) is None:
+                    break
+                time.sleep(0.05)
+            with registry.lease(version):
+                assert registry.lease_holder(version) is not None
+        assert registry.lease_holder(version) is None
+
+
+def test_whoever_lost_the_lease_unnoticed_records_nothing(open_registry: Open) -> None:
+    """A run that another one has closed can neither cover nor complete: the later one's record stands."""
+    registry = open_registry()
+    apply(registry, view("a"))
+    [version] = registry.applied().versions
+    lost = registry.start_run(version, None, NOON, now=NOON)
+    later = registry.start_run(version, None, NOON, now=NOON)
+    registry.cover(version, Coverage(0, NOON), 2, later)
+    with pytest.raises(RunInProgressError, match="view 'a' has been taken over by another run since this one lost its lease"):
+        registry.cover(version, Coverage(0, NOON - 1), 1, lost)
+    with pytest.raises(RunInProgressError):
+        registry.finish_run(version, lost, now=NOON, report={}, loaded=Loaded(lost, 1))
+    registry.finish_run(version, later, now=NOON, report={}, loaded=Loaded(later, 2))
+    [after] = registry.applied().versions
+    assert (after.coverage, after.table_version, after.loaded) == (Coverage(0, NOON), 2, Loaded(later, 2))
+
+
+HOLDER = """
+import sys, time
 from pathlib import Path
 from featurestore.registry.lease import lease
 with lease(Path(sys.argv[1]), "uid", "view 'a'"):
