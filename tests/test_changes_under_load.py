@@ -61,6 +61,7 @@ def version_of(answer: dict[str, list[Any]]) -> int:
 
 PROCESS = """
 import sys, json
+sys.path.append(sys.argv[2])
 from featurestore import FeatureStore
 from tests.test_changes_under_load import AIRPORTS, SPINE, version_of
 from tests.conftest import NOON
@@ -111,9 +112,9 @@ def askers(store: FeatureStore, client: httpx.Client) -> list[Callable[[], dict[
 @pytest.fixture
 def reader(repo_of_marks: Repo) -> Iterator[subprocess.Popen[str]]:
     """A process of its own that looks up and trains until it is told to end, and then says what it saw."""
-    command = [sys.executable, "-c", PROCESS, str(repo_of_marks.folder)]
+    command = [sys.executable, "-c", PROCESS, str(repo_of_marks.folder), str(Path(__file__).parents[1])]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes)
+    process = subprocess.Popen(command, **pipes)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     yield process
