@@ -99,8 +99,11 @@ def _deviation(values: Sequence[Any]) -> float:
     if not all(math.isfinite(value) for value in values):
         return math.nan
     exact = [fractions.Fraction(value) for value in values]
-    mean = sum(exact) / len(exact)
-    return math.sqrt(sum((value - mean) ** 2 for value in exact) / (len(exact) - 1))
+    mean = sum(exact, fractions.Fraction()) / len(exact)
+    variance = sum(((value - mean) ** 2 for value in exact), fractions.Fraction()) / (len(exact) - 1)
+    # The variance may lie beyond the floats where its root does not.
+    half = (variance.numerator.bit_length() - variance.denominator.bit_length()) // 2
+    return math.ldexp(math.sqrt(variance / fractions.Fraction(4) ** half), half)
 
 
 def _identity(value: Any) -> Any:

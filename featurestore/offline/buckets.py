@@ -171,6 +171,8 @@ class Bucket:
 
     def take(self, columns: Sequence[str], positions: Integers) -> pa.Table:
         """Return some rows of some columns; only the row groups that hold them are read."""
+        if not columns or not len(positions):
+            return table_schema(self._view).empty_table().select(list(columns))
         _, order, _, _ = self._index
         places = positions if order is None else order[positions]
         number = np.searchsorted(self._starts, places, "right") - 1

@@ -21,6 +21,9 @@ __all__ = ["ExactSums"]
 _BITS = 32
 _MASK = (1 << _BITS) - 1
 _LARGEST_STEP = 1000
+_LARGE = 2.0**900
+_NEAR = 26  # places at most, whose digits are within the bounds that _LARGE sets
+_FAR = 38  # places, an even number, by which numbers beyond them are moved to where floats are precise
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -69,11 +72,10 @@ class ExactSums:
         numerator = {place: digit * counts for place, digit in squares.items()}
         for place, digit in _squared(sums).items():
             numerator[place] = numerator[place] - digit if place in numerator else -digit
-        with np.errstate(invalid="ignore", divide="ignore"):
-            variances = _rounded(_carried(numerator), len(starts)) / (counts * (counts - 1.0))
+        deviations = _roots(_carried(numerator), counts * (counts - 1.0))
         for prefix in self._special:
-            variances[prefix[ends] > prefix[starts]] = np.nan
-        return np.sqrt(variances)
+            deviations[prefix[ends] > prefix[starts]] = np.nan
+        return deviations
 
 
 def _prefix(values: npt.NDArray[np.integer | np.bool_]) -> Integers:
@@ -143,6 +145,18 @@ def _squared(magnitudes: Digits) -> Digits:
             for place, part in ((one + other, product & _MASK), (one + other + 1, product >> _BITS)):
                 squares[place] = squares.get(place, 0) + times * part.astype(np.int64)
     return squares
+
+
+def _roots(numerators: Digits, denominators: Floats) -> Floats:
+    """Return the roots of quotients, also of those that are beyond the floats while their root is not."""
+    plain = _rounded(numerators, len(denominators))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        roots = np.sqrt(plain / denominators)
+        for shift, is_far in ((-_FAR, plain > _LARGE), (_FAR, plain < 1 / _LARGE)):
+            if is_far.any() and any(place * -shift > _FAR * _NEAR for place in numerators):
+                moved = _rounded({place + shift: digit for place, digit in numerators.items()}, len(denominators))
+                roots = np.where(is_far, _scaled(np.sqrt(moved / denominators), -shift * _BITS // 2), roots)
+    return roots
 
 
 def _rounded(carried: Digits, count: int) -> Floats:

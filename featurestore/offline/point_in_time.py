@@ -75,26 +75,23 @@ def values_at(
     results = Results([types[name] for name in features], asked)
     lifetime = duration_micros(view.ttl) if ttl and view.ttl is not None else None
     ticks = Ticks(view)
+    taken = [] if view.aggregations else list(features)
+    if event_times or lifetime is not None:
+        taken.append(_EVENT_TIME)
 
     def evaluate(bucket: Bucket, part: Asked) -> None:
         group, instants = bucket.find(part), ticks.of_asked(part.times)
-        visible = ticks.of_visible(bucket.times("__visible_time"))
-        timeline = Timeline(bucket.groups, visible)
+        timeline = Timeline(bucket.groups, ticks.of_visible(bucket.times("__visible_time")))
         last = _last_visible(bucket, timeline, group, instants)
         found = np.flatnonzero(last != _ABSENT)
-        columns = {}
-        if len(found) and (event_times or lifetime is not None or not view.aggregations):
-            needs_times = event_times or lifetime is not None
-            taken = bucket.take([*(() if view.aggregations else features), *([_EVENT_TIME] if needs_times else ())], last[found])
-            columns = dict(zip(taken.column_names, taken.columns, strict=True))
-        times = int64(columns.pop(_EVENT_TIME)) if _EVENT_TIME in columns else np.full(len(found), LEAST)
-        if lifetime is not None and len(found):
+        rows = bucket.take(taken, last[found])
+        times = int64(rows[_EVENT_TIME]) if _EVENT_TIME in taken else np.full(len(found), LEAST)
+        if lifetime is not None:
             is_alive = part.times[found] - times <= lifetime
-            columns = {name: column.filter(pa.array(is_alive)) for name, column in columns.items()}
-            found, times = found[is_alive], times[is_alive]
+            rows, found, times = rows.filter(pa.array(is_alive)), found[is_alive], times[is_alive]
         if len(found):
-            if view.aggregations:
-                columns = window_columns(view, bucket, timeline, group[found], instants[found], features)
+            is_plain = not view.aggregations
+            columns = rows if is_plain else window_columns(view, bucket, timeline, group[found], instants[found], features)
             results.put(part.first + found, columns, times)
 
     _for_each(evaluate, buckets(view, _files(view, snapshot, asked, lifetime), asked), threads)
