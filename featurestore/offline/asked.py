@@ -31,7 +31,7 @@ class Asked:
     hashes: Integers
     times: Integers
     runs: Integers
-    keys: tuple[pa.Array, ...]
+    keys: tuple[pa.ChunkedArray, ...]
     first: int = 0
 
     @staticmethod
@@ -47,9 +47,8 @@ class Asked:
         codes = [column.codes[order] for column in columns]
         runs = bounds(len(order), [hashes[order], *codes])
         firsts = pa.array(order[runs[:-1]])
-        taken = (key.take(firsts).combine_chunks() for key in keys)
-        parts = tuple(key.chunk(0) if isinstance(key, pa.ChunkedArray) and key.num_chunks else key for key in taken)
-        return Asked(len(times), rows[order], hashes[order], times[rows[order]], runs, parts)
+        taken = tuple(key.take(firsts) for key in keys)
+        return Asked(len(times), rows[order], hashes[order], times[rows[order]], runs, taken)
 
     def between(self, first: int, last: int) -> Asked:
         """Return the rows of `[first, last)`, which must be whole runs."""
