@@ -8,17 +8,17 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from featurestore.clock import Clock, instant_text, parse_instant
+from featurestore.clock import Clock, parse_instant
 from featurestore.definitions import FeatureService
 from featurestore.erasure import Erasure, Manifest
-from featurestore.errors import FeatureStoreError, InputError, NotFoundError, RunsFailedError
-from featurestore.materialize import Materialization, Progress, Report, offline_table
+from featurestore.errors import InputError
+from featurestore.materialize import Progress, Report, offline_table
 from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
 from featurestore.offline.tables import Snapshot
@@ -33,7 +33,8 @@ from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
 from featurestore.registry.state import Applied, Rollback, Run, Version
 from featurestore.repo import load_repo
-from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, Removal, remove_retired
+from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
+from featurestore.runs import ViewRuns, fed_versions
 from featurestore.settings import load_settings, redacted
 from featurestore.sizing import Estimate, estimates
 from featurestore.training import TrainingSets
@@ -162,15 +163,9 @@ class FeatureStore:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
 
         """
-        interval, now = (_instant(start, "start"), _instant(end, "end")), self.clock()
-        if interval[1] is not None and interval[1] > now:
-            raise InputError(f"end {instant_text(interval[1])} lies in the future; it is {instant_text(now)} now", name="end")
-        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
-        # One present for all, so that a version which has just been replaced covers what its successor does.
-        reports = self._run_each(self._versions(views), lambda each: materialization.run(each, *interval, progress, now), on_report)
-        with suppress(FeatureStoreError):  # what is left is for the next run
-            list(self._remove_retired(now - KEPT_MICROS, KEYS_PER_RUN))
-        return reports
+        interval = (_instant(start, "start"), _instant(end, "end"))
+        with self._running() as runs:
+            return runs.materialize(views, *interval, max_rate=max_rate, progress=progress, on_report=on_report)
 
     def sync(
         self,
@@ -191,12 +186,8 @@ class FeatureStore:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
 
         """
-        chosen = [version for version in self._versions(views) if version.view.online and version.watermark is not None]
-        for view in views or ():
-            if view not in {version.view.name for version in chosen}:
-                raise InputError(f"feature view {view!r} has nothing to load: it is not online, or not materialized yet", name=view)
-        materialization = Materialization(self.settings, self.registry, self.online, self.clock, max_rate)
-        return self._run_each(chosen, lambda version: materialization.sync(version, full=full, progress=progress), on_report)
+        with self._running() as runs:
+            return runs.sync(views, full=full, max_rate=max_rate, progress=progress, on_report=on_report)
 
     def compact(
         self, views: Sequence[str] | None = None, *, vacuum: bool = False, on_report: Callable[[Report], None] = lambda _: None
@@ -210,45 +201,15 @@ class FeatureStore:
             RunsFailedError: some of several views failed. Where one view was asked for, its own error is raised.
 
         """
-        chosen = [version for version in self._versions(views) if version.coverage is not None]
-        materialization = Materialization(self.settings, self.registry, self.online, self.clock)
-        return self._run_each(chosen, lambda version: materialization.compact(version, is_vacuum=vacuum), on_report)
+        with self._running() as runs:
+            return runs.compact(views, is_vacuum=vacuum, on_report=on_report)
 
-    def _run_each(
-        self, chosen: Sequence[Version], run: Callable[[Version], Report], on_report: Callable[[Report], None]
-    ) -> list[Report]:
-        reports: list[Report] = []
-        failures: dict[str, FeatureStoreError] = {}
-        for version in chosen:
-            try:
-                report = run(version)
-            except FeatureStoreError as reason:
-                if not version.is_rollback:
-                    name = version.view.name
-                    failures[name if name not in failures else f"{name} v{version.number}"] = reason
-                    continue
-                # What it needs may be gone for good, which is no reason for every run to fail from now on.
-                report = Report(version.view.name, version.number, 0, None, self.clock(), error=str(reason))
-            reports.append(report)
-            on_report(report)
-        self._serving = None
-        if failures and len(chosen) == 1:
-            raise next(iter(failures.values()))
-        if failures:
-            raise RunsFailedError(failures, reports)
-        return reports
-
-    def _versions(self, views: Sequence[str] | None) -> list[Version]:
-        """Return the versions that runs feed: what serves, then the candidates that are to take over, then what served before."""
-        living = [version for version in self.registry.applied().versions if version.is_fed]
-        living.sort(key=lambda version: ("serving", "candidate", "replaced").index(version.state))
-        known = {version.view.name for version in living}
-        if not known:
-            raise InputError("no feature view is applied yet; apply the definitions first: featurestore apply")
-        for view in views or ():
-            if view not in known:
-                raise NotFoundError("feature view", view, known)
-        return [version for version in living if views is None or version.view.name in views]
+    @contextmanager
+    def _running(self) -> Iterator[ViewRuns]:
+        try:
+            yield ViewRuns(self.settings, self.registry, self.online, self.clock)
+        finally:
+            self._serving = None  # a run may have let a candidate take over
 
     def delete_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> Manifest:
         """Erase entities, given by one list of values for each join key: `{"tail_number": ["N14228"]}` (T14).
@@ -277,10 +238,8 @@ class FeatureStore:
 
         With `now`, lookups and training reads that began before the last takeover fail if they still use what is removed.
         """
-        return list(self._remove_retired(self.clock() - (0 if now else KEPT_MICROS)))
-
-    def _remove_retired(self, before: int, keys: int | None = None) -> Iterator[Removal]:
-        return remove_retired(self.settings, self.registry, self.online, before=before, keys=keys)
+        before = self.clock() - (0 if now else KEPT_MICROS)
+        return list(remove_retired(self.settings, self.registry, self.online, before=before))
 
     # Training
 
@@ -367,7 +326,7 @@ class FeatureStore:
 
     def check_parity(self, views: Sequence[str] | None = None, *, keys: int = 1000) -> list[ViewParity]:
         """Compare online rows with offline values at the watermark, for up to so many keys of each view that is loaded online."""
-        chosen = [version for version in self._versions(views) if version.state == "serving" and version.loaded]
+        chosen = [version for version in fed_versions(self.registry, views) if version.state == "serving" and version.loaded]
         return [
             compare(version, offline_table(self.settings, version).snapshot(version.table_version), self.online, keys=keys)
             for version in chosen

@@ -28,6 +28,7 @@ LAYERS = (  # lowest first
     "featurestore.materialize",
     "featurestore.erasure",
     "featurestore.retirement",
+    "featurestore.runs",
     "featurestore.training",
     "featurestore.parity",
     "featurestore.doctor",

@@ -16,6 +16,7 @@ from featurestore.errors import RollbackError, RunsFailedError
 from featurestore.materialize import offline_table
 from featurestore.registry.state import Version
 from featurestore.retirement import KEPT_MICROS
+from featurestore.runs import fed_versions
 from tests.conftest import HOUR, NOON, TIME, WEATHER, Repo, at
 from tests.contents import temperatures
 
@@ -236,11 +237,11 @@ def test_a_run_on_a_version_that_was_removed_is_refused(weather_repo: Repo, monk
     store.materialize()
     define_ttl(weather_repo, "5h")
     store.apply()
-    stale = store._versions(None)
+    stale = fed_versions(store.registry, None)
     define_ttl(weather_repo, "4h")
     other.apply()
     other.prune(now=True)
-    monkeypatch.setattr(store, "_versions", lambda _: stale)
+    monkeypatch.setattr("featurestore.runs.fed_versions", lambda *_: stale)
     with pytest.raises(RunsFailedError, match="version 2 of view 'airport_weather' has been removed; run again"):
         store.materialize()
     assert left(store, stale[1]) == (False, 0)
