@@ -35,7 +35,7 @@ from featurestore.registry.state import Applied, Rollback, Run, Version
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
 from featurestore.runs import ViewRuns, fed_versions
-from featurestore.settings import load_settings, redacted
+from featurestore.settings import Settings, load_settings, redacted
 from featurestore.sizing import Estimate, estimates
 from featurestore.training import TrainingSets
 
@@ -63,12 +63,12 @@ class _Serving:
 class FeatureStore:
     """A feature store over one repo of definitions. Use it with `with`, or close it.
 
-    `repo` is the folder that holds `featurestore.toml`. `clock` gives the present in microseconds; by default the repo's settings
-    do.
+    `repo` is the folder that holds `featurestore.toml`, or settings that are loaded already. `clock` gives the present in
+    microseconds; by default the repo's settings do.
     """
 
-    def __init__(self, repo: str | Path = ".", *, clock: Clock | None = None) -> None:
-        self.settings = load_settings(Path(repo))
+    def __init__(self, repo: str | Path | Settings = ".", *, clock: Clock | None = None) -> None:
+        self.settings = repo if isinstance(repo, Settings) else load_settings(Path(repo))
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
         self._serving: _Serving | None = None

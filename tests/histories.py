@@ -24,8 +24,8 @@ from featurestore.offline.asked import Asked as AskedRows
 from featurestore.offline.point_in_time import Values, values_at
 from featurestore.offline.sources import BEGINNING, view_rows
 from featurestore.offline.tables import OfflineTable, Snapshot
+from featurestore.testing import oracle
 from featurestore.types import Bool, Bytes, Date, Int32, Int64, String, Timestamp, ValueType
-from tests import oracle
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]

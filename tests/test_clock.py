@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurestore import clock
-from tests import oracle
+from featurestore.testing import oracle
 
 US = dt.timedelta(microseconds=1)
 SECOND = 1_000_000

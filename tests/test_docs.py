@@ -64,7 +64,10 @@ class _Reader:
         return printed.getvalue()
 
     def python(self, text: str) -> str:
-        """Run a Python program."""
+        """Run a Python program, or the tests that it has."""
+        if "\ndef test_" in text:
+            (self.folder / "test_of_the_document.py").write_text(text)
+            return self._run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_of_the_document.py"])
         return self._run([sys.executable, "-c", text])
 
     def http(self, text: str) -> None:

@@ -33,6 +33,7 @@ LAYERS = (  # lowest first
     "featurestore.parity",
     "featurestore.doctor",
     "featurestore.store",
+    "featurestore.testing",
     "featurestore.client",
     "featurestore.cli",
     "featurestore",

@@ -18,9 +18,9 @@ from featurestore import Aggregation, Entity, FeatureStore, FeatureView, FileSou
 from featurestore.definitions import FeatureView as View
 from featurestore.online import embedded
 from featurestore.online.store import Status
+from featurestore.testing.oracle import Row, row_at, value_at, visible_time, windows_at
 from featurestore.types import Int64
 from tests.conftest import HOUR, NOON, TIME, at
-from tests.oracle import Row, row_at, value_at, visible_time, windows_at
 
 Rows = list[dict[str, Any]]
 

@@ -15,8 +15,8 @@ import pytest
 from featurestore.errors import SourceError
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import times_of
+from featurestore.testing import oracle
 from featurestore.types import Bool, Date, Float32, Float64, Int64, String, Timestamp, ValueType
-from tests import oracle
 from tests.histories import (
     DAY,
     FIRST,

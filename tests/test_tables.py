@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore.offline.tables import OfflineTable, Snapshot
+from featurestore.testing import oracle
 from featurestore.types import Int64
-from tests import oracle
 from tests.histories import (
     EVERYTHING,
     FIRST,

@@ -21,8 +21,8 @@ from featurestore import Aggregation
 from featurestore.offline.asked import Asked as AskedRows
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.tables import Snapshot
+from featurestore.testing import oracle
 from featurestore.types import Bool, Date, Float32, Float64, Int32, Int64, String, Timestamp, ValueType
-from tests import oracle
 from tests.histories import (
     FIRST,
     LAST,

@@ -33,7 +33,17 @@ from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
 from featurestore.types import SCALARS
 
-__all__ = ["BEGINNING", "SourceColumns", "ViewRows", "describe", "resolved", "view_faults", "view_rows"]
+__all__ = [
+    "BEGINNING",
+    "SourceColumns",
+    "ViewRows",
+    "describe",
+    "expressions",
+    "resolved",
+    "source_files",
+    "view_faults",
+    "view_rows",
+]
 
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
 _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
@@ -186,7 +196,7 @@ def _expression(aggregation: Aggregation) -> str:
     return value if aggregation.where is None else f"CASE WHEN (\n{aggregation.where}\n) THEN {value} END"
 
 
-def _columns(view: FeatureView) -> dict[Field, str]:
+def expressions(view: FeatureView) -> dict[Field, str]:
     """Return the SQL expression of each column of a view's rows: its join keys, then what its table stores."""
     plain = {field: identifier(field.name) for field in (*view.join_keys, *view.fields)}
     return plain | {each.input: _expression(each) for each in view.aggregations if each.input is not None}
@@ -231,7 +241,7 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
         listed = "; ".join(message for _, message in faults)
         raise SourceError(f"view {view.name!r} cannot be read: {listed}")
     selected = [
-        f"CAST({expression} AS {field.type.sql}) AS {identifier(field.name)}" for field, expression in _columns(view).items()
+        f"CAST({expression} AS {field.type.sql}) AS {identifier(field.name)}" for field, expression in expressions(view).items()
     ]
     given = _describe_sql(view, root, columns) if view.sql is not None else columns
     times = [_time(view.source.event_time, given, "__event_time"), _time(view.source.created_time, given, "__created_time")]

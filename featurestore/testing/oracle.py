@@ -1,11 +1,12 @@
-"""The contract read naively: T1 to T4, T6, T7's `history_start` and T13, one row at a time, in plain integers.
+"""The rules read naively: T1 to T6, T7's `history_start` and T13, one row at a time, in plain integers.
 
-Tests compare the library with this. It is written from the text of `DESIGN.md` alone and shares nothing with the
-library but the definitions: no columns, no sorting, no search, so whoever reads it next to the text sees that both say
-the same.
+Tests compare the library with this. It is written from the text of the rules alone (docs/concepts) and shares nothing with the
+library but the definitions: no columns, no sorting, no search, so whoever reads it next to the text sees that both say the same.
+It looks at every source row for every value: right, and slow.
 
-A source row is a dict of its columns; source rows are a list in file and row order. Instants are microseconds since
-1970, UTC.
+A source row is a dict of the columns that the view's SQL gives, or its source; source rows are a list in file and row order. What
+an aggregation takes is in it under the name of its stored column (`Aggregation.stored_name`). Instants are microseconds since 1970,
+UTC.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import datetime as dt
 import fractions
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from featurestore.definitions import Aggregation, FeatureView
+
+__all__ = ["Member", "instant", "row_at", "training_set", "value_at", "visible_time", "windows_at"]
 
 Row = Mapping[str, Any]
 Key = tuple[Any, ...]
@@ -25,8 +29,37 @@ _EPOCH = dt.datetime.fromisoformat("1970-01-01")
 _MICROSECOND = dt.timedelta(microseconds=1)
 
 
+@dataclass(frozen=True)
+class Member:
+    """What a training set takes of one view: `name` is the view's or its alias's, `key_columns` stand for its join keys."""
+
+    name: str
+    view: FeatureView
+    source_rows: Sequence[Row]
+    key_columns: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+def training_set(
+    members: Sequence[Member], spine: Sequence[Row], timestamp_column: str = "event_timestamp"
+) -> list[dict[str, Any]]:
+    """Return the spine's rows with the features beside them, as `view__feature`, each as of its row's own time (T5)."""
+    return [dict(row) | _features(members, row, instant(row[timestamp_column])) for row in spine]
+
+
+def _features(members: Sequence[Member], row: Row, t: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for member in members:
+        key = tuple(row[column] for column in member.key_columns)
+        values = value_at(member.view, member.source_rows, key, t) or {}
+        found |= {f"{member.name}__{feature}": values.get(feature) for feature in member.features}
+    return found
+
+
 def value_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> dict[str, Any] | None:
     """Return the features of a key at `t`, None where the value is absent."""
+    if view.aggregations:
+        return windows_at(view, source_rows, key, t)
     row = row_at(view, source_rows, key, t)
     return None if row is None else {field.name: row[field.name] for field in view.fields}
 
@@ -46,10 +79,7 @@ def row_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> R
 
 
 def windows_at(view: FeatureView, source_rows: Sequence[Row], key: Key, t: int) -> dict[str, Any] | None:
-    """Return the features of an aggregated view of a key at `t` (T6), None where the value is absent.
-
-    A source row holds what an aggregation takes under the name of its stored column.
-    """
+    """Return the features of an aggregated view of a key at `t` (T6), None where the value is absent."""
     if row_at(view, source_rows, key, t) is None:
         return None
     end = _boundary_before(t - _length(view.source.delay), _length(view.refresh))
