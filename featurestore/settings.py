@@ -10,6 +10,15 @@
     offline.temp_directory  the system's                        where they spill what exceeds the memory
     online.url       embedded                                   embedded, or the URL of servers (online/topology.py)
     online.timeout_ms  2000                                     how long one answer of the online store may take
+    server.max_body_bytes  16000000                             the largest body of a request, tables for training and pushes aside
+    server.max_table_bytes  2000000000                          the largest body of a spine or a push
+    server.max_rows  100000                                     how many entities one lookup may ask for
+    server.max_features  1000                                   how many features one request may ask for
+    server.max_nesting  16                                      how deep the JSON of a request may be nested
+    server.request_timeout_ms  10000                            how long a request may take until its answer begins
+    server.training_timeout_ms  600000                          the same for historical features and training sets
+    server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
+    server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
 
 A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.
 """
@@ -84,6 +93,20 @@ class OnlineSettings(_Section):
     timeout_ms: int = Field(default=2000, ge=1)
 
 
+class ServerSettings(_Section):
+    """What the HTTP service allows."""
+
+    max_body_bytes: int = Field(default=16_000_000, ge=1)
+    max_table_bytes: int = Field(default=2_000_000_000, ge=1)
+    max_rows: int = Field(default=100_000, ge=1)
+    max_features: int = Field(default=1000, ge=1)
+    max_nesting: int = Field(default=16, ge=4, le=1000)
+    request_timeout_ms: int = Field(default=10_000, ge=1)
+    training_timeout_ms: int = Field(default=600_000, ge=1)
+    grace_seconds: int = Field(default=10, ge=0)
+    cors_origins: list[str] = []
+
+
 class Settings(BaseSettings):
     """All settings of one repo, checked. `root` is the repo's folder."""
 
@@ -97,6 +120,7 @@ class Settings(BaseSettings):
     registry: RegistrySettings = RegistrySettings()
     offline: OfflineSettings = OfflineSettings()
     online: OnlineSettings = OnlineSettings()
+    server: ServerSettings = ServerSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -11,8 +11,13 @@ from featurestore_server.contract import JSON
 from tests.service import HISTORICAL, ONLINE, SPINE, USERS, problem, request_of, write_repo
 
 
-def test_an_online_store_that_does_not_answer(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without Redis lookups are a 503 with Retry-After and the service is not ready; training goes on, the process is healthy."""
+def test_an_online_store_that_does_not_answer(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without Redis lookups are a 503 with Retry-After and the service is not ready; training goes on, the process is healthy.
+
+    Where it should be is in the log, and in no answer.
+    """
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", "redis://:secret@127.0.0.1:1")
     with FeatureStore(store.settings.root) as cut_off, TestClient(create_app(cut_off)) as client:
         lookup = client.post(ONLINE, json={"feature_service": "everything", "entities": USERS})
@@ -25,7 +30,9 @@ def test_an_online_store_that_does_not_answer(store: FeatureStore, monkeypatch: 
     assert "secret" not in lookup.text
     checks = problem(ready, 503, "not-ready")["checks"]
     assert checks["registry"] == "ok"
-    assert "127.0.0.1:1" in checks["online-store"]
+    assert checks["online-store"] == "failed"
+    assert "127.0.0.1" not in ready.text + lookup.text
+    assert caplog.text.count("redis://:***@127.0.0.1:1") >= 2
     assert health.status_code == training.status_code == 200
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -20,9 +21,10 @@ from tests.service import BIG, HISTORICAL, ONLINE, ROWS_IN_JSON, SPINE, of_bytes
 
 @contextmanager
 def serving(repo: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the service on a free port; gives the process and the line that it printed."""
+    """Run the service on a free port, which ends within a second; gives the process and the line that it printed."""
     command = [sys.executable, "-m", "featurestore_server", "--repo", str(repo), "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = {"FEATURESTORE_SERVER__GRACE_SECONDS": "1", **os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stdout is not None
         yield process, process.stdout.readline()

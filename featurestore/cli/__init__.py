@@ -20,6 +20,7 @@ from featurestore.cli.doctor import doctor
 from featurestore.cli.erasing import delete_entities
 from featurestore.cli.failures import guarded
 from featurestore.cli.invocation import Debug, Invocation, Json, exposed
+from featurestore.cli.keys import create_key, list_keys, revoke_key
 from featurestore.cli.lifecycle import stop, teardown
 from featurestore.cli.running import compact, materialize, sync
 from featurestore.cli.serving import get_online, serve
@@ -40,8 +41,12 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "doctor": doctor,
     },
     "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
+    "API keys": {"keys create": create_key, "keys list": list_keys, "keys revoke": revoke_key},
     "Ending": {"compact": compact, "delete-entities": delete_entities, "prune": prune, "stop": stop, "teardown": teardown},
 }
+
+_GROUPS = {"keys": "The API keys of the HTTP service: create, list, revoke."}
+"""What commands of two words have in common, by the first of them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,9 +67,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _app() -> typer.Typer:
     app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback()(_global_options)
+    groups = {"": app}
     for panel, functions in _COMMANDS.items():
         for name, function in functions.items():
-            app.command(name, rich_help_panel=panel)(exposed(function))
+            group, _, short = name.rpartition(" ")
+            if group not in groups:
+                groups[group] = typer.Typer(help=_GROUPS[group])
+                app.add_typer(groups[group], name=group, rich_help_panel=panel)
+            groups[group].command(short, rich_help_panel=panel)(exposed(function))
     return app
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
@@ -38,6 +39,11 @@ Keys = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")]
+TlsCert = Annotated[Path | None, typer.Option(metavar="FILE", help="Serve HTTPS with this certificate chain, in PEM.")]
+TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, if that is in a file of its own.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", metavar="", help="Let everyone in who reaches it, as long as there is no API key.")
+]
 
 
 def features_named(text: str) -> str | list[str]:
@@ -65,8 +71,17 @@ def get_online(call: Invocation, features: Features, key: Keys = None) -> None:
     call.answer(record, _parts(selection, values, record))
 
 
-def serve(call: Invocation, host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(
+    call: Invocation,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    insecure: Insecure = False,
+) -> None:
     """Serve features over HTTP.
+
+    Other machines are served only if there is an API key (`featurestore keys create`).
 
     Example: featurestore serve --port 8000
     """
@@ -79,8 +94,9 @@ def serve(call: Invocation, host: Host = "127.0.0.1", port: Port = 8000) -> None
     # -P: the files of a repo must not be taken for the modules of an installed package.
     command = [sys.executable, "-P", "-m", _SERVER, "--repo", str(call.repo), "--host", host, "--port", str(port)]
     sys.stdout.flush()
-    flags = ["--json"] * call.as_json + ["--debug"] * call.debug
-    os.execv(sys.executable, [*command, *flags])  # noqa: S606 (no shell is wanted)
+    flags = ["--insecure"] * insecure + ["--json"] * call.as_json + ["--debug"] * call.debug
+    files = [part for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)) if file for part in (name, str(file))]
+    os.execv(sys.executable, [*command, *files, *flags])  # noqa: S606 (no shell is wanted)
 
 
 # Keys

@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featurestore.errors import ConflictError, RegistryError, RunInProgressError
+from featurestore.registry.api_keys import ApiKeys
 from featurestore.registry.database import Database
 from featurestore.registry.lease import advisory_holder, advisory_lease, holder, lease
 from featurestore.registry.migrations import upgrade
@@ -99,6 +100,11 @@ class Registry:
                 return "PostgreSQL", str(number).split()[0], int(now)
             number = connection.execute(sa.select(sa.func.sqlite_version())).scalar_one()
             return "SQLite", str(number), time.time_ns() // 1000
+
+    @property
+    def api_keys(self) -> ApiKeys:
+        """The keys of the HTTP service."""
+        return ApiKeys(self._transaction, _user())
 
     # Leases
 

@@ -14,6 +14,7 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Tex
 __all__ = [
     "SCHEMA_VERSION",
     "alembic",
+    "api_keys",
     "changes",
     "erasures",
     "meta",
@@ -25,7 +26,7 @@ __all__ = [
     "versions",
 ]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 metadata = MetaData()
 
 meta = Table(
@@ -117,6 +118,19 @@ erasures = Table(
     Column("erased_at", BigInteger, nullable=False),
     Column("erased_by", Text, nullable=False),
     Column("manifest", Text, nullable=False),  # JSON: hashes and counts, never keys
+)
+
+api_keys = Table(  # see `registry/api_keys.py`
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),  # SHA-256 of the key's text, in hexadecimal digits
+    Column("roles", Text, nullable=False),  # JSON
+    Column("services", Text),  # JSON; null: all
+    Column("created_at", BigInteger, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("revoked_at", BigInteger),
 )
 
 runs = Table(

@@ -1,26 +1,33 @@
-"""Run the HTTP service: `python -m featurestore_server --repo DIR`."""
+"""Run the HTTP service: `python -m featurestore_server --repo DIR`.
+
+As long as nobody needs a key it listens only where no other machine can reach it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
+import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import uvicorn
 
 from featurestore import FeatureStore
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, RegistryError, SettingsError
 from featurestore_server.app import create_app
 
 __all__ = ["main"]
 
-_GRACE_SECONDS = 1
+_LOGGER = logging.getLogger("featurestore_server")
 _THREADS_SECONDS = 0.5
 _BACKLOG = 2048
 
@@ -47,8 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _on_signal(lambda *_: sys.exit(0))
     try:
-        with FeatureStore(options.repo) as store, _listen(options.host, options.port) as listener:
-            _serve(store, listener, options)
+        _check_tls(options.tls_cert, options.tls_key)
+        with FeatureStore(options.repo) as store:
+            family, address = _resolved(options.host, options.port)
+            is_local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
+            if not is_local and not options.insecure:
+                _check_keys(store, options.host)
+            with _listen(options, family, address) as listener:
+                _serve(store, listener, options, is_open=is_local or options.insecure)
     except (FeatureStoreError, OSError) as reason:
         if options.debug:
             raise
@@ -63,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repo", metavar="DIR", default=default, help="the folder of featurestore.toml (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="the port to listen on, 0 for a free one (default: %(default)s)")
+    parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate chain, in PEM")
+    parser.add_argument("--tls-key", metavar="FILE", help="its private key, if that is in a file of its own")
+    parser.add_argument("--insecure", action="store_true", help="let everyone in who reaches it, as long as there is no API key")
     parser.add_argument("--json", action="store_true", help="announce the URL as one line of JSON")
     parser.add_argument("--debug", action="store_true", help="log requests, and show a traceback if it cannot serve")
     return parser
@@ -74,29 +90,74 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _check_tls(certificate: str | None, key: str | None) -> None:
+    """Raise OSError unless TLS can be served with these files, or is not wanted."""
+    if key and not certificate:
+        raise OSError("--tls-key needs --tls-cert, the certificate that it belongs to")
+    if certificate:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+        except OSError as reason:
+            named = " and ".join(filter(None, [certificate, key]))
+            raise OSError(f"cannot serve TLS with {named}: {reason.strerror or reason}") from reason
+
+
+def _check_keys(store: FeatureStore, host: str) -> None:
+    """Refuse to serve other machines without keys. A registry that does not answer now is asked by each request."""
+    try:
+        has_keys = bool(store.registry.api_keys.all())
+    except RegistryError as reason:
+        _LOGGER.warning("no request is let in until the registry answers: %s", reason)
+        return
+    if not has_keys:
+        raise SettingsError(
+            f"{host} can be reached by other machines, and there is no API key: create one with `featurestore keys create`, "
+            "or let everyone in with --insecure"
+        )
+
+
+def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as reason:
+        raise _no_address(host, port, reason) from reason
+    return family, address
+
+
+def _listen(options: argparse.Namespace, family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    try:
         return socket.create_server(address, family=family, backlog=_BACKLOG)
     except OSError as reason:
-        why = os.strerror(reason.errno) if reason.errno and reason.errno > 0 else reason.strerror
-        raise OSError(f"cannot listen on {host}:{port}: {why}; choose another --host or --port") from reason
+        raise _no_address(options.host, options.port, reason) from reason
 
 
-def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Namespace) -> None:
+def _no_address(host: str, port: int, reason: OSError) -> OSError:
+    why = os.strerror(reason.errno) if reason.errno and reason.errno > 0 else reason.strerror
+    return OSError(f"cannot listen on {host}:{port}: {why}; choose another --host or --port")
+
+
+def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Namespace, *, is_open: bool) -> None:
     host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    url = f"{'https' if options.tls_cert else 'http'}://{place}"
     announcement = f"featurestore serves {store.settings.project} on {url} (docs at /docs)"
     config = uvicorn.Config(
-        create_app(store),
+        create_app(store, is_open=is_open),
         loop="uvloop",
         http="httptools",
+        ws="none",
         log_level="debug" if options.debug else "warning",
         access_log=options.debug,
         backlog=_BACKLOG,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_SECONDS,
+        proxy_headers=False,
+        timeout_graceful_shutdown=store.settings.server.grace_seconds,
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
     )
+    config.load()
+    if config.ssl is not None:
+        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
     server = _Server(config, json.dumps({"url": url}) if options.json else announcement)
     _on_signal(server.end)
     server.run([listener])

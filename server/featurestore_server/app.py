@@ -10,11 +10,15 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server import contract, health, historical, online, registry
 from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
+from featurestore_server.gate import Gate
+from featurestore_server.limits import Limits
+from featurestore_server.plans import Plans
 from featurestore_server.problems import UnexpectedErrors, handle_errors
 
 __all__ = ["create_app"]
@@ -27,16 +31,21 @@ class _Service(FastAPI):
     """FastAPI, which takes longer to dispatch a request than a lookup takes: lookups are answered before it sees them."""
 
     lookups: ASGIApp
+    others: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == online.PATH and scope["method"] == "POST":
             await self.lookups(scope, receive, send)
         else:
-            await super().__call__(scope, receive, send)
+            await self.others(scope, receive, send)
 
 
-def create_app(store: FeatureStore) -> FastAPI:
-    """Return the HTTP service of a store, which the caller opens and closes."""
+def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
+    """Return the HTTP service of a store, which the caller opens and closes.
+
+    `is_open` says whether requests need no key as long as there never was one; not for a service that others can reach.
+    """
+    limits, plans = Limits(store.settings.server), Plans(store, is_open=is_open)
     app = _Service(
         title=f"featurestore: {store.settings.project}",
         summary="Feature values for training and serving, by entity key and time",
@@ -45,13 +54,26 @@ def create_app(store: FeatureStore) -> FastAPI:
         lifespan=_lifespan,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
-    app.state.store, app.state.online = store, online.OnlineFeatures(store)
+    app.state.store, app.state.limits, app.state.online = store, limits, online.OnlineFeatures(store, plans, limits)
     app.lookups = UnexpectedErrors(app.state.online)
+    app.others = Gate(super(_Service, app).__call__, plans.access, limits)
     for group in (online, historical, registry, health):
         app.include_router(group.router)
     handle_errors(app)
+    if store.settings.server.cors_origins:
+        _share(app, store.settings.server.cors_origins)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
+
+
+def _share(app: _Service, origins: list[str]) -> None:
+    """Let pages of other origins call the service."""
+
+    def shared(inner: ASGIApp) -> ASGIApp:
+        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id"]
+        return CORSMiddleware(inner, origins, allow_methods=["GET", "POST"], allow_headers=allowed, expose_headers=["X-Request-Id"])
+
+    app.lookups, app.others = shared(app.lookups), shared(app.others)
 
 
 @asynccontextmanager
@@ -78,13 +100,14 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _document_problems(schema: dict[str, Any]) -> None:
     """Give each operation the problems it can answer with, by status."""
-    by_name = {"not-found", "input", "registry"}
-    with_body = by_name | {"malformed", "not-acceptable", "unsupported-media-type"}
+    guarded = {"unauthorized", "forbidden", "too-slow", "registry"}
+    by_name = guarded | {"not-found", "input"}
+    with_body = by_name | {"malformed", "not-acceptable", "too-large", "unsupported-media-type"}
     own = {
         "/v1/online-features": with_body | {"online-store"},
         "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store"},
-        "/v1/registry": {"registry"},
-        "/v1/registry/freshness": {"registry"},
+        "/v1/registry": guarded,
+        "/v1/registry/freshness": guarded,
         "/healthz": set(),
         "/readyz": {"not-ready"},
     }

@@ -59,8 +59,16 @@ problem with its status; if a later batch fails, the connection ends without the
 
 Problems (RFC 9457): `{"type", "title", "status", "detail"}`; `type` is `/problems/<code>` and stable, of the codes in `PROBLEMS`.
 `name` is the offender where it has a name (a feature, a key column, a parameter), `nearest` the known names closest to it, best
-first. `errors` lists all faults of parameters and of a JSON body's members, `checks` what readiness found. 503 comes with
-Retry-After, 405 with Allow, 415 with Accept-Post.
+first. `errors` lists all faults of parameters and of a JSON body's members, `checks` what readiness found; `limit` is the number
+that a request is beyond, where `name` is the setting that says so. 503 comes with Retry-After, 401 with WWW-Authenticate, 405 with
+Allow, 415 with Accept-Post. What is wrong inside the service is in its log, never in an answer.
+
+Keys. Once there is an API key (`featurestore keys create`) a request needs one: `Authorization: Bearer KEY`. Online features need
+the role read-online; historical features and training sets read-offline; push write; the registry and the metrics any role; admin
+is all of them. A key restricted to services reads these by name, no lists of features, and of the registry only their pages.
+Health, readiness and this contract need none. A revocation takes effect within six seconds.
+
+Headers. `X-Request-Id` of a request (1 to 128 letters, digits and `._:/+=-`) comes back, or a new one; the log has it.
 """
 
 from __future__ import annotations
@@ -109,6 +117,8 @@ class ProblemType:
 
 PROBLEMS = {
     "malformed": ProblemType(400, "The body is not what its Content-Type says"),
+    "unauthorized": ProblemType(401, "An API key is needed"),
+    "forbidden": ProblemType(403, "The API key does not allow it"),
     "not-found": ProblemType(404, "A name is not known"),
     "no-route": ProblemType(404, "No route has this path"),
     "method-not-allowed": ProblemType(405, "The route does not take this method"),
@@ -120,6 +130,7 @@ PROBLEMS = {
     "pending": ProblemType(409, "The name waits for candidate versions"),
     "rollback": ProblemType(409, "The version before cannot serve again"),
     "incomplete": ProblemType(409, "The spine reaches beyond what is materialized"),
+    "too-large": ProblemType(413, "The request is beyond a limit of the service"),
     "unsupported-media-type": ProblemType(415, "The body's type is not understood"),
     "input": ProblemType(422, "The request is not valid"),
     "spine": ProblemType(422, "The spine is not valid"),
@@ -134,6 +145,7 @@ PROBLEMS = {
     "registry": ProblemType(503, "The registry cannot be used"),
     "online-store": ProblemType(503, "The online store does not answer"),
     "not-ready": ProblemType(503, "The service is not ready"),
+    "too-slow": ProblemType(503, "The answer took too long"),
 }
 """Every problem by its code: those of `featurestore.errors`, and the service's own."""
 
@@ -293,6 +305,7 @@ class Problem(BaseModel):
     nearest: Annotated[list[str], Field(description="Known names closest to it")] = []
     errors: Annotated[list[Fault], Field(description="Every fault of a JSON body or of parameters")] = []
     checks: Annotated[dict[str, str], Field(description="What readiness found")] = {}
+    limit: Annotated[int | None, Field(description="The limit that the request is beyond")] = None
 
 
 class Overview(_Model):

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from featurestore import FeatureStore
 from featurestore.errors import InputError
 from featurestore_server.contract import JSON
+from featurestore_server.limits import Limits
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError, invalid
 
@@ -30,12 +31,13 @@ Store = Annotated[FeatureStore, Depends(_store)]
 
 
 class Received(NamedTuple):
-    """A request: the media type of its body, the type that the answer shall have, the query, and the body."""
+    """A request: the media type of its body, the type that the answer shall have, the query, the body, and what it may cost."""
 
     media_type: str
     answer_type: str
     query: dict[str, list[str]]
     body: bytes
+    limits: Limits
 
     def parsed(self) -> Any:
         """Return what a JSON body holds; a ProblemError if it is none."""
@@ -49,7 +51,9 @@ class Received(NamedTuple):
 
     def json(self, model: type[_M]) -> _M:
         """Return a JSON body; a ProblemError if it is none, or not the model's."""
-        return validated(model, self.parsed())
+        parsed = self.parsed()
+        self.limits.check_nesting(parsed)
+        return validated(model, parsed)
 
     def options(self, model: type[_M]) -> _M:
         """Return the parameters of a request whose body is a table, from its query."""
@@ -78,7 +82,7 @@ def received(*types: str) -> Callable[[Request], Awaitable[Received]]:
         sent = sent_type(request.headers, types)
         answer = accepted_type(", ".join(request.headers.getlist("accept")), (sent, *(type_ for type_ in types if type_ != sent)))
         query = {name: request.query_params.getlist(name) for name in request.query_params}
-        return Received(sent, answer, query, await request.body())
+        return Received(sent, answer, query, await request.body(), request.app.state.limits)
 
     return receive
 

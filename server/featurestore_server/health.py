@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter
 
 from featurestore import FeatureStore
@@ -14,6 +16,7 @@ __all__ = ["checks", "router"]
 
 router = APIRouter(tags=["health"])
 
+_LOGGER = logging.getLogger("featurestore_server")
 _OK = "ok"
 
 
@@ -29,8 +32,10 @@ def readyz(store: Store) -> Readiness:
     found = checks(store)
     failed = [name for name, answer in found.items() if answer != _OK]
     if failed:
-        detail = "; ".join(f"{name}: {found[name]}" for name in failed)
-        raise ProblemError("not-ready", detail, name=failed[0], checks=found)
+        _LOGGER.warning("not ready: %s", "; ".join(f"{name}: {found[name]}" for name in failed))
+        shown = {name: "failed" if name in failed else _OK for name in found}
+        detail = f"{', '.join(failed)} failed; the log of the service says why"
+        raise ProblemError("not-ready", detail, name=failed[0], checks=shown)
     return Readiness(status="ready", checks=found)
 
 

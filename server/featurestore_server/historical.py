@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends
 from starlette.responses import StreamingResponse
 
 from featurestore.types import Timestamp, ValueType
+from featurestore_server.access import permit
 from featurestore_server.contract import ARROW, JSON, PARQUET, HistoricalAnswer, HistoricalOptions, HistoricalRequest
 from featurestore_server.dependencies import Received, Store, received, request_schema
 from featurestore_server.tables import begun, encoded, reader
@@ -37,10 +38,13 @@ def historical_features(request: Annotated[Received, Depends(received(JSON, ARRO
     spine: pa.Table | pa.RecordBatchReader
     if request.media_type == JSON:
         asked = json_request = request.json(HistoricalRequest)
+        permit(asked.wanted)
         spine = _json_spine(json_request.entities, store.selection(asked.wanted).keys, asked.timestamp_column)
     else:
         asked = request.options(HistoricalOptions)
+        permit(asked.wanted)
         spine = reader(request.body, request.media_type)
+    request.limits.check_features(len(store.selection(asked.wanted).columns))
     training = store.get_historical_features(
         spine, asked.wanted, timestamp_column=asked.timestamp_column, incomplete=asked.incomplete
     )

@@ -28,11 +28,15 @@ from featurestore.online.fetching import Found
 from featurestore.online.vectors import FeatureVectors
 from featurestore.online.vectors import Request as Lookup
 from featurestore.types import ValueType
+from featurestore_server.access import permit, set_key
 from featurestore_server.contract import ARROW, JSON, OnlineAnswer, OnlineOptions, OnlineRequest
-from featurestore_server.dependencies import Received, request_schema, validated
+from featurestore_server.dependencies import Received, received, request_schema, validated
+from featurestore_server.gate import headers_of, safe_headers
+from featurestore_server.limits import Limits, late
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.plans import Plan, Plans
 from featurestore_server.problems import ProblemError, nearest, refusal
+from featurestore_server.request_ids import HEADER, request_id, set_id
 from featurestore_server.tables import read_table
 from featurestore_server.values import check_lengths, from_json, to_json
 
@@ -58,8 +62,8 @@ async def online_features(request: Request) -> Response:
     """Answer in the order asked, with null where a value is missing. `contract.py` has the rules of values."""
     # Documents the route, and answers where the application is mounted under a prefix, which hides the path from the fast way.
     lookups: OnlineFeatures = request.app.state.online
-    received = await _received(request.scope, request.receive)
-    return Response(await lookups.answer(received), media_type=received.answer_type)
+    asked = await received(JSON, ARROW)(request)
+    return Response(await lookups.answer(asked), media_type=asked.answer_type)
 
 
 class _Asked(NamedTuple):
@@ -73,8 +77,8 @@ class _Asked(NamedTuple):
 class OnlineFeatures:
     """The route as an ASGI application."""
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store, self._plans = store, Plans(store)
+    def __init__(self, store: FeatureStore, plans: Plans, limits: Limits) -> None:
+        self._store, self._plans, self._limits = store, plans, limits
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @asynccontextmanager
@@ -91,15 +95,51 @@ class OnlineFeatures:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
+        given = headers_of(scope)
+        identifier = request_id(given.get(HEADER))
+        headers = [*safe_headers(scope), (HEADER, identifier)]
         try:
-            request = await _received(scope, receive)
-            content = await self.answer(request)
+            async with asyncio.timeout(self._limits.seconds):
+                set_key((await self._plans.access()).admit(given.get(b"authorization"), PATH))
+                request = await self._received(scope, given, receive)
+                content = await self.answer(request)
         except (ProblemError, FeatureStoreError) as error:
-            await refusal(error, scope["method"], scope["path"])(scope, receive, send)
+            set_id(identifier)
+            response = refusal(error, scope["method"], PATH)
+            response.raw_headers += headers
+            await response(scope, receive, send)
             return
-        headers = [(b"content-type", request.answer_type.encode()), (b"content-length", b"%d" % len(content))]
+        except TimeoutError:
+            response = late("request_timeout_ms", self._limits.seconds).response()
+            response.raw_headers += headers
+            await response(scope, receive, send)
+            return
+        headers += [(b"content-type", request.answer_type.encode()), (b"content-length", b"%d" % len(content))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+
+    async def _received(self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive) -> Received:
+        types = _negotiated(given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b""))
+        query: dict[str, list[str]] = {}
+        if scope["query_string"]:
+            parameters = QueryParams(scope["query_string"])
+            query = {name: parameters.getlist(name) for name in parameters}
+        if (length := given.get(b"content-length", b"")).isdigit():
+            self._limits.check_body(int(length))
+        return Received(*types, query, await self._body(receive), self._limits)
+
+    async def _body(self, receive: Receive) -> bytes:
+        message = await receive()
+        size, parts = 0, []
+        while message["type"] == "http.request":
+            part = message.get("body", b"")
+            size += len(part)
+            self._limits.check_body(size)
+            parts.append(part)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+            message = await receive()
+        raise ClientDisconnect
 
     async def answer(self, request: Received) -> bytes:
         """Return the answer to a request, in the type that it accepts.
@@ -110,12 +150,24 @@ class OnlineFeatures:
         """
         is_large = len(request.body) > _LARGE_BYTES
         asked = await asyncio.to_thread(_asked, request) if is_large else _asked(request)
+        permit(asked.wanted)
+        self._check(asked)
         plan = (self._plans.known() or await self._plans.serving()).plan(asked.wanted)
-        lookup = await asyncio.to_thread(_request, plan, asked) if is_large else _request(plan, asked)
+        self._limits.check_features(len(plan.lookup.places))
+        lookup = await asyncio.to_thread(_request, plan, asked, self._limits) if is_large else _request(plan, asked, self._limits)
         found = await self._fetch(lookup)
         made = plan.lookup.answer(lookup, found, now=self._store.clock())
         write = _json_answer if request.answer_type == JSON else _arrow_answer
         return await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
+
+    def _check(self, asked: _Asked) -> None:
+        if type(asked.wanted) is list:
+            self._limits.check_features(len(asked.wanted))
+        if type(asked.entities) is not dict:
+            self._limits.check_rows(len(asked.entities))
+            return
+        for values in asked.entities.values():
+            self._limits.check_rows(len(values))
 
     async def _fetch(self, request: Lookup) -> Found:
         online = self._store.online
@@ -127,21 +179,6 @@ class OnlineFeatures:
 # Reading
 
 
-async def _received(scope: Scope, receive: Receive) -> Received:
-    found: dict[bytes, bytes] = {}
-    for name, value in scope["headers"]:
-        if name == b"accept":
-            found[name] = found[name] + b", " + value if name in found else value
-        elif name in (b"content-type", b"content-encoding"):
-            found.setdefault(name, value)
-    types = _negotiated(found.get(b"content-type", b""), found.get(b"content-encoding", b""), found.get(b"accept", b""))
-    query: dict[str, list[str]] = {}
-    if scope["query_string"]:
-        parameters = QueryParams(scope["query_string"])
-        query = {name: parameters.getlist(name) for name in parameters}
-    return Received(*types, query, await _body(receive))
-
-
 @lru_cache(maxsize=256)
 def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> tuple[str, str]:
     """Return the type of the body, and that of the answer."""
@@ -150,24 +187,13 @@ def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> 
     return sent, accepted_type(accept.decode("latin-1"), (sent, ARROW if sent == JSON else JSON))
 
 
-async def _body(receive: Receive) -> bytes:
-    message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
-        whole: bytes = message.get("body", b"")
-        return whole
-    parts = []
-    while message["type"] == "http.request":
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-        message = await receive()
-    raise ClientDisconnect
-
-
 def _asked(request: Received) -> _Asked:
     if request.media_type == JSON:
         parsed = request.parsed()
-        return _valid(parsed) or _validated(parsed)
+        if (asked := _valid(parsed)) is not None:
+            return asked
+        request.limits.check_nesting(parsed)
+        return _validated(parsed)
     options = request.options(OnlineOptions)
     return _Asked(options.wanted, read_table(request.body, request.media_type), options.metadata)
 
@@ -193,7 +219,7 @@ def _validated(parsed: Any) -> _Asked:
     return _Asked(asked.wanted, asked.entities, asked.metadata)
 
 
-def _request(plan: Plan, asked: _Asked) -> Lookup:
+def _request(plan: Plan, asked: _Asked, limits: Limits) -> Lookup:
     entities, lookup = asked.entities, plan.lookup
     if type(entities) is not dict:
         return lookup.request(_arrow_entities(entities, lookup.keys))
@@ -202,6 +228,7 @@ def _request(plan: Plan, asked: _Asked) -> Lookup:
             return lookup.request(entities)
         except InputError:  # what is wrong is said below, in the words of JSON
             pass
+    limits.check_nesting({"entities": entities})
     return lookup.request(_json_entities(entities, lookup.keys))
 
 

@@ -1,4 +1,4 @@
-"""What lookups ask for, compiled once for what names mean now, which is read from the registry beside the requests.
+"""What lookups ask for, compiled once for what names mean now. That is read from the registry beside the requests, as the keys are.
 
 The registry is asked at most once a second and only while there are requests, by a thread of its own, so the event loop never waits
 for it. Lookups go on with what was read last: for good if the registry is gone, and while it is being read, unless the last look is
@@ -19,8 +19,10 @@ from typing import Any
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore.online.vectors import LookupPlan
+from featurestore.registry.api_keys import ApiKey
 from featurestore.registry.selection import select
 from featurestore.registry.state import Applied
+from featurestore_server.access import Access
 from featurestore_server.values import Writer, are_finite, plain_writer
 
 __all__ = ["Plan", "Plans", "Serving"]
@@ -62,9 +64,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Serving:
-    """What names mean, and the lookups compiled from it."""
+    """What names mean, the keys, and the lookups compiled from the names."""
 
     applied: Applied
+    keys: tuple[ApiKey, ...]
+    access: Access
     plans: dict[str | tuple[str, ...], Plan] = field(default_factory=dict)
 
     def plan(self, wanted: str | Sequence[str]) -> Plan:
@@ -82,8 +86,8 @@ class Serving:
 class Plans:
     """The plans of a store; threads and event loops may share it."""
 
-    def __init__(self, store: FeatureStore) -> None:
-        self._store = store
+    def __init__(self, store: FeatureStore, *, is_open: bool = True) -> None:
+        self._store, self._is_open = store, is_open
         self._lock = threading.Lock()
         self._serving: Serving | None = None
         self._looked_at = 0.0
@@ -113,6 +117,10 @@ class Plans:
         await asyncio.wait([look], timeout=max(0.0, self._since + _WAIT_SECONDS - time.monotonic()))
         return self._serving
 
+    async def access(self) -> Access:
+        """Return the keys as they are known. Raises as `serving`."""
+        return (self.known() or await self.serving()).access
+
     def _look(self) -> Future[Serving]:
         """Return the look at the registry that is under way, begun if there is none."""
         with self._lock:
@@ -124,10 +132,7 @@ class Plans:
 
     def _read(self, looking: Future[Serving]) -> None:
         try:
-            applied, serving = self._store.registry.serving(), self._serving
-            if serving is None or serving.applied != applied:
-                serving = Serving(applied)
-            self._serving = serving
+            serving = self._serving = self._renewed(self._store.registry.serving(), tuple(self._store.registry.api_keys.all()))
         except Exception as reason:  # noqa: BLE001 (whoever waits gets it)
             if self._serving is not None:
                 level = logging.WARNING if isinstance(reason, FeatureStoreError) else logging.ERROR
@@ -137,6 +142,14 @@ class Plans:
         else:
             self._end_look()
             looking.set_result(serving)
+
+    def _renewed(self, applied: Applied, keys: tuple[ApiKey, ...]) -> Serving:
+        """Return what the registry says, with all that was compiled before and still holds."""
+        known = self._serving
+        access = known.access if known is not None and known.keys == keys else Access(keys, is_open=self._is_open)
+        if known is None or known.applied != applied:
+            return Serving(applied, keys, access)
+        return known if known.access is access else Serving(known.applied, keys, access, known.plans)
 
     def _end_look(self) -> None:
         with self._lock:

@@ -20,9 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from featurestore.errors import FeatureStoreError
 from featurestore_server.contract import PROBLEM, PROBLEMS, ProblemType
 
-__all__ = ["ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "refusal"]
+__all__ = ["TOO_LATE", "ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "refusal"]
 
 _LOGGER = logging.getLogger("featurestore_server")
+TOO_LATE = "featurestore.too_late"
+"""Where a scope has the ProblemError of a request that was cancelled because it took too long."""
+
 _RETRY_SECONDS = "1"
 _MESSAGES = {
     "dict_type": "an object is needed, with an array for each column",
@@ -61,6 +64,8 @@ def refusal(error: ProblemError | FeatureStoreError, method: str, path: str) -> 
 def _problem_of(error: FeatureStoreError) -> Response:
     codes = (getattr(kind, "code", None) for kind in type(error).__mro__)
     kind = next(PROBLEMS[code] for code in codes if code in PROBLEMS)
+    if kind.status >= 500:  # noqa: PLR2004 (what is wrong inside is for the log)
+        return _response(error.code, kind, f"{kind.title}; the log of the service says why", {}, {})
     members = {each: getattr(error, each) for each in ("name", "nearest") if getattr(error, each, None) is not None}
     return _response(error.code, kind, str(error), {}, members)
 
@@ -164,12 +169,17 @@ class UnexpectedErrors:
         except ClientDisconnect:
             return
         except asyncio.CancelledError:
-            # Only a server that ends cancels a request. Uvicorn cuts off a response that has begun.
+            # Only the clock and a server that ends cancel a request. Uvicorn cuts off a response that has begun.
             if not has_begun:
-                await ProblemError("not-ready", "the service is ending").response()(scope, receive, send)
+                problem = scope.get(TOO_LATE) or ProblemError("not-ready", "the service is ending")
+                await problem.response()(scope, receive, send)
+        except ProblemError as problem:  # a body beyond the limit, wherever it was being read
+            if has_begun:
+                raise
+            await problem.response()(scope, receive, send)
         except Exception:
             if has_begun:
                 raise
             _LOGGER.exception("%s %s failed", scope["method"], scope["path"])
-            problem = ProblemError("internal", "the service failed unexpectedly; its log says why")
-            await problem.response()(scope, receive, send)
+            unexpected = ProblemError("internal", "the service failed unexpectedly; its log says why")
+            await unexpected.response()(scope, receive, send)
