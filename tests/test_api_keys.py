@@ -39,8 +39,8 @@ def test_keys_are_listed_with_what_they_may_do(open_registry: Open) -> None:
 
     listed = [(key.name, key.roles, key.services, key.created_at, key.revoked_at) for key in registry.api_keys.all()]
     assert listed == [
-        ("b", {"read-online", "write"}, {"s", "t"}, NOON, None),
-        ("a", {"admin"}, None, NOON + 1, NOON + 2),
+        ("b", frozenset({"read-online", "write"}), frozenset({"s", "t"}), NOON, None),
+        ("a", frozenset({"admin"}), None, NOON + 1, NOON + 2),
     ]
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tests.conftest import WEATHER, Repo
 
 
 @pytest.fixture
-def folder(weather_repo: Repo) -> Iterator[Path]:
+def folder(weather_repo: Repo) -> Path:
     """A repo whose service is applied."""
     weather_repo.define(WEATHER)
     with FeatureStore(weather_repo.folder) as store:

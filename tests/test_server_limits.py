@@ -73,7 +73,8 @@ def test_a_body_that_lies_about_its_length_is_cut_where_the_limit_is(store: Feat
     """A body without end is refused once it is beyond the limit, whatever its Content-Length says; the rest is not kept."""
     monkeypatch.setenv("FEATURESTORE_SERVER__MAX_BODY_BYTES", "1000")
     for path in (ONLINE, "/v1/registry"):
-        received, sent = 0, []
+        received = 0
+        sent: list[Any] = []
 
         async def receive() -> Any:
             nonlocal received
@@ -146,7 +147,7 @@ def silent_redis() -> Iterator[str]:
 
 def test_the_longest_time(limited: Limited, monkeypatch: pytest.MonkeyPatch) -> None:
     """An answer that does not begin within request_timeout_ms is a 503 with Retry-After that names the limit."""
-    monkeypatch.setenv("FEATURESTORE_ONLINE__TIMEOUT_MS", "60000")
+    monkeypatch.setenv("FEATURESTORE_ONLINE__TIMEOUT_MS", "500")
     with silent_redis() as url:
         monkeypatch.setenv("FEATURESTORE_ONLINE__URL", url)
         with limited("request_timeout_ms", 100) as client:

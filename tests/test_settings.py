@@ -58,6 +58,7 @@ def flat(settings: Settings) -> dict[str, Any]:
         "offline.temp_directory": settings.offline.temp_directory,
         "online.url": settings.online.url,
         "online.timeout_ms": settings.online.timeout_ms,
+        **{f"server.{name}": value for name, value in settings.server.model_dump().items()},
     }
 
 
@@ -71,6 +72,15 @@ DEFAULTS = {
     "offline.temp_directory": None,
     "online.url": "embedded",
     "online.timeout_ms": 2000,
+    "server.max_body_bytes": 16_000_000,
+    "server.max_table_bytes": 2_000_000_000,
+    "server.max_rows": 100_000,
+    "server.max_features": 1000,
+    "server.max_nesting": 16,
+    "server.request_timeout_ms": 10_000,
+    "server.training_timeout_ms": 600_000,
+    "server.grace_seconds": 10,
+    "server.cors_origins": [],
 }
 
 
@@ -94,6 +104,16 @@ temp_directory = "/scratch"
 [online]
 url = "redis://cache:6379/1"
 timeout_ms = 50
+[server]
+max_body_bytes = 1
+max_table_bytes = 2
+max_rows = 3
+max_features = 4
+max_nesting = 5
+request_timeout_ms = 6
+training_timeout_ms = 7
+grace_seconds = 0
+cors_origins = ["https://a.example"]
 """
 
     assert flat(load(text)) == {
@@ -106,6 +126,15 @@ timeout_ms = 50
         "offline.temp_directory": "/scratch",
         "online.url": "redis://cache:6379/1",
         "online.timeout_ms": 50,
+        "server.max_body_bytes": 1,
+        "server.max_table_bytes": 2,
+        "server.max_rows": 3,
+        "server.max_features": 4,
+        "server.max_nesting": 5,
+        "server.request_timeout_ms": 6,
+        "server.training_timeout_ms": 7,
+        "server.grace_seconds": 0,
+        "server.cors_origins": ["https://a.example"],
     }
 
 
@@ -119,6 +148,15 @@ VARIABLES = [
     ("FEATURESTORE_OFFLINE__TEMP_DIRECTORY", "spill", "offline.temp_directory", "spill"),
     ("FEATURESTORE_ONLINE__URL", "redis://b", "online.url", "redis://b"),
     ("FEATURESTORE_ONLINE__TIMEOUT_MS", "7", "online.timeout_ms", 7),
+    ("FEATURESTORE_SERVER__MAX_BODY_BYTES", "1", "server.max_body_bytes", 1),
+    ("FEATURESTORE_SERVER__MAX_TABLE_BYTES", "2", "server.max_table_bytes", 2),
+    ("FEATURESTORE_SERVER__MAX_ROWS", "3", "server.max_rows", 3),
+    ("FEATURESTORE_SERVER__MAX_FEATURES", "4", "server.max_features", 4),
+    ("FEATURESTORE_SERVER__MAX_NESTING", "5", "server.max_nesting", 5),
+    ("FEATURESTORE_SERVER__REQUEST_TIMEOUT_MS", "6", "server.request_timeout_ms", 6),
+    ("FEATURESTORE_SERVER__TRAINING_TIMEOUT_MS", "7", "server.training_timeout_ms", 7),
+    ("FEATURESTORE_SERVER__GRACE_SECONDS", "0", "server.grace_seconds", 0),
+    ("FEATURESTORE_SERVER__CORS_ORIGINS", '["https://a.example"]', "server.cors_origins", ["https://a.example"]),
 ]
 
 
