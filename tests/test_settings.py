@@ -62,7 +62,7 @@ def flat(settings: Settings) -> dict[str, Any]:
     }
 
 
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "project": "test",
     "now": None,
     "registry.url": "sqlite:///.featurestore/registry.db",
