@@ -1,6 +1,7 @@
 """featurestore: a feature value is a function of (entity key, time), and training and serving evaluate the same one.
 
 Definitions are imported with this package and are light; `FeatureStore` brings DuckDB, Arrow and Redis in when it is first named.
+The clients of the HTTP service bring httpx, and Arrow when the first table is there.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,21 @@ from typing import TYPE_CHECKING, Any
 from featurestore.definitions import Aggregation, Alias, Entity, FeatureService, FeatureView, Field, FileSource
 
 if TYPE_CHECKING:
+    from featurestore.client import AsyncFeatureStoreClient, FeatureStoreClient
     from featurestore.store import FeatureStore
 
-__all__ = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+__all__ = [
+    "Aggregation",
+    "Alias",
+    "AsyncFeatureStoreClient",
+    "Entity",
+    "FeatureService",
+    "FeatureStore",
+    "FeatureStoreClient",
+    "FeatureView",
+    "Field",
+    "FileSource",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from featurestore.store import FeatureStore
 
         return FeatureStore
+    if name in ("FeatureStoreClient", "AsyncFeatureStoreClient"):
+        from featurestore import client
+
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@
     ├── RunsFailedError            some views of a materialization failed; carries their errors and the others' reports
     ├── OfflineStoreError          the offline tables cannot be read or written
     ├── OnlineStoreError           the online store cannot be reached or holds foreign bytes
+    ├── ServiceError               the HTTP service cannot be reached, or refuses for a reason that is none of the above
     └── MissingDependencyError     an optional package is not installed (also an ImportError)
 
 `code` is stable: the HTTP service uses it as the last part of a problem's `type`, the CLI prints it under `--json`.
@@ -26,8 +27,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "ConflictError",
@@ -47,6 +49,7 @@ __all__ = [
     "RollbackError",
     "RunInProgressError",
     "RunsFailedError",
+    "ServiceError",
     "SettingsError",
     "SourceError",
     "SpineError",
@@ -224,6 +227,21 @@ class OnlineStoreError(FeatureStoreError):
         self.is_retryable = is_retryable
 
 
+class ServiceError(FeatureStoreError):
+    """The HTTP service cannot be reached, or refuses the request.
+
+    `status` is that of its answer, none without one; `problem` is the code of the problem that it answered with, where that is
+    none of the other errors' (docs/reference/http.md).
+    """
+
+    code = "service"
+
+    def __init__(self, message: str, *, status: int | None = None, problem: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.problem = problem
+
+
 class MissingDependencyError(FeatureStoreError, ImportError):
     """A package of an optional extra is not installed; the message is the command that installs it."""
 
@@ -231,3 +249,32 @@ class MissingDependencyError(FeatureStoreError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'featurestore[{extra}]'")
+
+
+def restored(code: str, message: str, members: Mapping[str, Any]) -> FeatureStoreError | None:
+    """Return the error that was described by its code and message; none if no error has the code.
+
+    `members` may hold `name` and `nearest`. What else an error carries is not told, and empty.
+    """
+    kind = next((each for each in _tree(FeatureStoreError) if each.code == code), None)
+    if kind is None:
+        return None
+    error = kind.__new__(kind, message)  # constructors compose the message, which is composed already
+    told = {"name": members.get("name"), "nearest": tuple(members.get("nearest") or ())}
+    vars(error).update(_UNTOLD.get(kind, {}) | told)
+    return error
+
+
+_UNTOLD: dict[type[FeatureStoreError], dict[str, Any]] = {
+    DefinitionError: {"faults": ()},
+    NotFoundError: {"kind": "name"},
+    OnlineStoreError: {"is_retryable": False},
+    RunsFailedError: {"failures": {}, "reports": ()},
+    ServiceError: {"status": None, "problem": None},
+}
+
+
+def _tree(kind: type[FeatureStoreError]) -> Iterator[type[FeatureStoreError]]:
+    yield kind
+    for each in kind.__subclasses__():
+        yield from _tree(each)

@@ -124,7 +124,7 @@ class ValueType:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(
-            _parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+            value_type, serialization=core_schema.plain_serializer_function_ser_schema(str)
         )
 
 
@@ -222,7 +222,8 @@ def pandas_type(arrow: pa.DataType) -> Any:
     return {"int32": pd.Int32Dtype(), "int64": pd.Int64Dtype(), "bool": pd.BooleanDtype()}.get(str(arrow))
 
 
-def _parse(value: Any) -> ValueType:
+def value_type(value: Any) -> ValueType:
+    """Return the type of a name, such as `Array(Float32)`; a type is returned as it is. ValueError if there is none."""
     if isinstance(value, ValueType):
         return value
     if isinstance(value, str):

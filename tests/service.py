@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,6 +135,27 @@ def client(store: FeatureStore) -> Iterator[TestClient]:
     """A client of the application in this process."""
     with TestClient(create_app(store)) as client:
         yield client
+
+
+@contextmanager
+def serving(repo: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the service on a free port, which ends within a second; gives the process and the line that it printed."""
+    command = [sys.executable, "-P", "-m", "featurestore_server", "--repo", str(repo), "--port", "0", *options]
+    environment = {"FEATURESTORE_SERVER__GRACE_SECONDS": "1", **os.environ}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline()
+    finally:
+        process.kill()
+        process.communicate(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def remote(store: FeatureStore) -> Iterator[str]:
+    """The URL of a server process over the same store."""
+    with serving(store.settings.root, "--json") as (_, line):
+        yield json.loads(line)["url"]
 
 
 @contextmanager

@@ -19,8 +19,7 @@ import pytest
 
 from featurestore import FeatureStore
 from tests.conftest import HOUR, NOON, TIME, Repo, at
-from tests.service import HISTORICAL, ONLINE
-from tests.test_server_process import serving
+from tests.service import HISTORICAL, ONLINE, serving
 
 AIRPORTS = [f"A{number}" for number in range(40)]
 COLUMNS = {

@@ -19,6 +19,14 @@ try:
 except SystemExit as exit:
     assert not exit.code, exit.code
 """
+CLIENT = """
+from featurestore import AsyncFeatureStoreClient, FeatureStoreClient
+from featurestore.errors import ServiceError
+try:
+    FeatureStoreClient("http://127.0.0.1:1", retries=0).overview()
+except ServiceError:
+    AsyncFeatureStoreClient("http://127.0.0.1:1")
+"""
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +65,11 @@ def _loaded_by(code: str) -> set[str]:
     [
         pytest.param("import featurestore", HEAVY, id="import featurestore"),
         pytest.param(HELP, HEAVY, id="featurestore --help"),
+        pytest.param(CLIENT, HEAVY, id="FeatureStoreClient"),
     ],
 )
 def test_what_is_light_stays_light(code: str, unwanted: set[str]) -> None:
-    """Importing the library and asking for help load none of the packages they do not need."""
+    """Importing the library, asking for help and making a client load none of the packages they do not need."""
     loaded = _loaded_by(code)
 
     assert "featurestore" in loaded

@@ -1,36 +1,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
 from featurestore import FeatureStore
 from featurestore_server.contract import ARROW, JSON
-from tests.service import BIG, HISTORICAL, ONLINE, ROWS_IN_JSON, SPINE, of_bytes, request_of
-
-
-@contextmanager
-def serving(repo: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run the service on a free port, which ends within a second; gives the process and the line that it printed."""
-    command = [sys.executable, "-m", "featurestore_server", "--repo", str(repo), "--port", "0", *options]
-    environment = {"FEATURESTORE_SERVER__GRACE_SECONDS": "1", **os.environ}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        yield process, process.stdout.readline()
-    finally:
-        process.kill()
-        process.communicate(timeout=20)
+from tests.service import BIG, HISTORICAL, ONLINE, ROWS_IN_JSON, SPINE, of_bytes, request_of, serving
 
 
 def test_the_process_serves_until_sigterm(store: FeatureStore) -> None:

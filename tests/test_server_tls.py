@@ -13,8 +13,8 @@ import pytest
 
 from featurestore import FeatureStore
 from tests.servers import make_certificates
-from tests.service import BIG, ONLINE, USERS
-from tests.test_server_process import run, serving
+from tests.service import BIG, ONLINE, USERS, serving
+from tests.test_server_process import run
 
 
 @pytest.fixture(scope="module")

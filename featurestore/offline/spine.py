@@ -28,7 +28,7 @@ from featurestore.errors import InputError, OfflineStoreError, SpineError, known
 from featurestore.offline.session import session
 from featurestore.types import ValueType, as_key_column
 
-__all__ = ["Spine", "key_column", "open_spine", "times_of"]
+__all__ = ["Spine", "key_column", "open_spine", "spine_batches", "times_of"]
 
 _BATCH_ROWS = 122_880
 _DIGEST_ROWS = 65_536
@@ -111,7 +111,7 @@ def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -
         SpineError: it cannot be read, lacks a column, names one twice, or a column has a type that cannot be a key or a timestamp.
 
     """
-    schema, read = _batches(source)
+    schema, read = spine_batches(source)
     spine = Spine(schema, timestamp_column, read)
     twice = {name for name in schema.names if schema.names.count(name) > 1}
     if twice:
@@ -127,7 +127,8 @@ def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -
     return spine
 
 
-def _batches(source: Any) -> tuple[pa.Schema, Batches]:
+def spine_batches(source: Any) -> tuple[pa.Schema, Batches]:
+    """Return the schema of a spine, of any kind, and what reads it; SpineError if it is none."""
     if isinstance(source, Path) or (isinstance(source, str) and not _SQL.match(source)):
         return _parquet(Path(source))
     if isinstance(source, str):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,16 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.online.rows import NO_EVENT_TIME, RowCodec, is_deleted
+from featurestore.online.status import Status
 
-__all__ = ["OnlineRows", "Status"]
-
-
-class Status(IntEnum):
-    """What became of one row of a lookup."""
-
-    PRESENT = 0
-    NOT_FOUND = 1
-    OUTSIDE_MAX_AGE = 2
+__all__ = ["OnlineRows"]
 
 
 class OnlineRows:

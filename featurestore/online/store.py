@@ -20,7 +20,7 @@ import redis
 
 from featurestore.clock import duration_micros
 from featurestore.definitions import FeatureView, Field
-from featurestore.online.answers import OnlineRows, Status
+from featurestore.online.answers import OnlineRows
 from featurestore.online.delivery import Delivery, parcels
 from featurestore.online.failures import translated
 from featurestore.online.fetching import Found
@@ -29,6 +29,7 @@ from featurestore.online.loading import DELETED_FOR_MS, Load, loaded_run, scanne
 from featurestore.online.packed import PackedRows
 from featurestore.online.reading import Reader
 from featurestore.online.rows import NO_EVENT_TIME, RowCodec, codec_of, deleted_row
+from featurestore.online.status import Status
 from featurestore.online.topology import Topology
 from featurestore.registry.state import Version
 from featurestore.settings import Settings

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from featurestore.errors import IncompleteError, InputError, known_names
-from featurestore.online.answers import OnlineRows, Status
+from featurestore.online.answers import OnlineRows
 from featurestore.online.fetching import Found
 from featurestore.online.keys import KeyCodec
 from featurestore.online.rows import RowCodec
+from featurestore.online.status import Status
 from featurestore.online.store import features_of, keys_of, rows_of, ttl_of
 from featurestore.registry.selection import Lookup, Selection
 from featurestore.types import ValueType, as_key_column, pandas_type

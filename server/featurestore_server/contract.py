@@ -32,7 +32,8 @@ Columns
     timestamp column, and any others, which come back untouched.
     Online JSON: `{"features": {name: […]}}`; with `metadata` also `{"metadata": {view: {"status": […], "event_time": […]}}}`.
     Historical JSON: `{"entities": {spine column: […]}, "features": {name: […]}}`.
-    Online Arrow: the features; with `metadata` then `__<view>__status` and `__<view>__event_time` of each view.
+    Online Arrow: the features; with `metadata` then `__<view>__status` and `__<view>__event_time` of each view. The schema's
+    metadata has the keys and their types: `featurestore.keys` is `{"origin": "String"}`.
     Historical Arrow and Parquet: the spine's columns, then the features.
     A status is PRESENT, NOT_FOUND or OUTSIDE_MAX_AGE; where it is not PRESENT every feature of the view is null. `event_time` is
     null in static views and where nothing was found.
@@ -81,6 +82,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "ARROW",
     "JSON",
+    "KEYS",
     "PARQUET",
     "PROBLEM",
     "PROBLEMS",
@@ -105,6 +107,8 @@ JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
 PROBLEM = "application/problem+json"
+KEYS = "featurestore.keys"
+"""What the metadata of an online Arrow answer calls the keys."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ PROBLEMS = {
     "offline-store": ProblemType(500, "The offline tables cannot be read"),
     "runs-failed": ProblemType(500, "Some runs failed"),
     "missing-dependency": ProblemType(500, "A package is not installed"),
+    "service": ProblemType(502, "Another service does not do what is asked of it"),
     "internal": ProblemType(500, "The service failed unexpectedly"),
     "registry": ProblemType(503, "The registry cannot be used"),
     "online-store": ProblemType(503, "The online store does not answer"),

@@ -282,13 +282,13 @@ def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
     return orjson.dumps(answer)
 
 
-def _arrow_answer(_: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
+def _arrow_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
     columns = {name: vectors.columns[name] for name in vectors.features}
     if asked.has_metadata:
         for view, statuses in vectors.statuses.items():
             columns[f"__{view}__status"] = pa.array([status.name for status in statuses], pa.string())
             columns[f"__{view}__event_time"] = vectors.event_times[view]
-    table = pa.table(columns)
+    table = pa.table(columns, metadata=plan.schema_metadata)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -16,6 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore.online.vectors import LookupPlan
@@ -23,6 +25,7 @@ from featurestore.registry.api_keys import ApiKey
 from featurestore.registry.selection import select
 from featurestore.registry.state import Applied
 from featurestore_server.access import Access
+from featurestore_server.contract import KEYS
 from featurestore_server.values import Writer, are_finite, plain_writer
 
 __all__ = ["Plan", "Plans", "Serving"]
@@ -45,6 +48,7 @@ class Plan:
 
     def __init__(self, lookup: LookupPlan) -> None:
         self.lookup = lookup
+        self.schema_metadata = {KEYS: orjson.dumps({name: str(type_) for name, type_ in lookup.keys.items()})}
         kinds = [(name, _AS_THEY_ARE.get(type_.name)) for name, type_ in lookup.keys.items()]
         given = [(name, frozenset({kind, type(None)})) for name, kind in kinds if kind is not None]
         self.given = given if len(given) == len(kinds) else None

@@ -1,0 +1,242 @@
+"""The two clients: they send what the exchanges ask for and wait where these say so, one blocking, one on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from featurestore.client.bodies import Features, spine_body
+from featurestore.client.calls import Calls, Incomplete
+from featurestore.client.connection import connection, failure_of, sent
+from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries
+from featurestore.client.results import RemoteTrainingSet, RemoteVectors
+from featurestore.client.spool import Spool
+
+__all__ = ["AsyncFeatureStoreClient", "FeatureStoreClient"]
+
+_T = TypeVar("_T")
+_OK = 200
+
+
+class _Client:
+    """What both clients have."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = 10.0,
+        training_timeout_seconds: float = 3600.0,
+        retries: int = 3,
+        ca_file: str | None = None,
+    ) -> None:
+        self._settings = connection(url, api_key, timeout_seconds, ca_file)
+        self._timeout_seconds, self._training_timeout_seconds = timeout_seconds, training_timeout_seconds
+        self._calls = Calls(Retries(retries))
+        self._open()
+
+    def _open(self) -> None:
+        """Make the httpx client, which connects when it is first used."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings['base_url']!r})"
+
+    def _sent(self, request: Request) -> dict[str, Any]:
+        return sent(request, self._training_timeout_seconds if request.is_long else self._timeout_seconds)
+
+
+class FeatureStoreClient(_Client):
+    """A feature store behind its HTTP service, with the methods and results of `FeatureStore`. Use it with `with`, or close it.
+
+    `url` is the service's, by default that of `FEATURESTORE_URL`; `api_key` its key, by default `FEATURESTORE_API_KEY`. A request
+    may take `timeout_seconds`, one that computes a training set `training_timeout_seconds`. Requests that met a closed door or a
+    broken connection are tried again up to `retries` times, after growing random pauses. `ca_file` has the certificates to
+    trust. Threads may share a client.
+
+    All methods raise the errors of the local API, and ServiceError if the service cannot be reached.
+    """
+
+    def _open(self) -> None:
+        self._http = httpx.Client(**self._settings)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> RemoteVectors:
+        """Return the feature vectors of some entities: `{"tail_number": ["N14228", …], …}`, one value for each row."""
+        return self._run(self._calls.online(entities, features))
+
+    def get_historical_features(
+        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+    ) -> RemoteTrainingSet:
+        """Return the features of each spine row as of its timestamp, received in full when this returns.
+
+        `spine` may be all that `FeatureStore` takes; SQL and paths are read here, not by the service.
+        """
+        return self._run(self._calls.historical(spine_body(spine), features, timestamp_column, incomplete))
+
+    def overview(self) -> dict[str, Any]:
+        """Return what is applied, by name."""
+        return self._run(self._calls.read(""))
+
+    def definitions(self, kind: str) -> list[dict[str, Any]]:
+        """Return the definitions of a kind: entities, sources, feature-views, aliases or feature-services."""
+        return self._run(self._calls.definition(kind, None))
+
+    def definition(self, kind: str, name: str) -> dict[str, Any]:
+        """Return one definition of such a kind; of a view with its versions, of a service with its keys and columns."""
+        return self._run(self._calls.definition(kind, name))
+
+    def versions(self, view: str | None = None) -> list[dict[str, Any]]:
+        """Return versions of views, oldest first."""
+        return list(self._run(self._calls.read("/versions", {"view": view}))["versions"])
+
+    def runs(self, limit: int = 50, view: str | None = None) -> list[dict[str, Any]]:
+        """Return the newest runs, newest first."""
+        return list(self._run(self._calls.read("/runs", {"view": view, "limit": limit}))["runs"])
+
+    def freshness(self) -> dict[str, Any]:
+        """Return how far each view's watermark is behind now."""
+        return self._run(self._calls.read("/freshness"))
+
+    def _run(self, steps: Exchange[_T]) -> _T:
+        got: Answer | Failure | None = None
+        try:
+            while True:
+                step = steps.send(got)
+                if isinstance(step, Request):
+                    got = self._answer(step)
+                else:
+                    time.sleep(step)
+                    got = None
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+    def _answer(self, request: Request) -> Answer | Failure:
+        try:
+            built = self._http.build_request(content=_content(request), **self._sent(request))
+            response = self._http.send(built, stream=True)
+            try:
+                answer = _begun(request, response)
+                for chunk in response.iter_bytes():
+                    answer.content.write(chunk)
+                answer.content.flush()
+            finally:
+                response.close()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return failure_of(error)
+        return answer
+
+
+class AsyncFeatureStoreClient(_Client):
+    """The same for an event loop: its methods are awaited, with the same arguments, results and errors as `FeatureStoreClient`'s.
+
+    Use it with `async with`, or close it with `aclose`.
+    """
+
+    def _open(self) -> None:
+        self._http = httpx.AsyncClient(**self._settings)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.aclose()
+
+    async def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> RemoteVectors:
+        """Return the feature vectors of some entities."""
+        return await self._run(self._calls.online(entities, features))
+
+    async def get_historical_features(
+        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+    ) -> RemoteTrainingSet:
+        """Return the features of each spine row as of its timestamp."""
+        body = await asyncio.to_thread(spine_body, spine)
+        return await self._run(self._calls.historical(body, features, timestamp_column, incomplete))
+
+    async def overview(self) -> dict[str, Any]:
+        """Return what is applied, by name."""
+        return await self._run(self._calls.read(""))
+
+    async def definitions(self, kind: str) -> list[dict[str, Any]]:
+        """Return the definitions of a kind."""
+        return await self._run(self._calls.definition(kind, None))
+
+    async def definition(self, kind: str, name: str) -> dict[str, Any]:
+        """Return one definition of a kind."""
+        return await self._run(self._calls.definition(kind, name))
+
+    async def versions(self, view: str | None = None) -> list[dict[str, Any]]:
+        """Return versions of views, oldest first."""
+        return list((await self._run(self._calls.read("/versions", {"view": view})))["versions"])
+
+    async def runs(self, limit: int = 50, view: str | None = None) -> list[dict[str, Any]]:
+        """Return the newest runs, newest first."""
+        return list((await self._run(self._calls.read("/runs", {"view": view, "limit": limit})))["runs"])
+
+    async def freshness(self) -> dict[str, Any]:
+        """Return how far each view's watermark is behind now."""
+        return await self._run(self._calls.read("/freshness"))
+
+    async def _run(self, steps: Exchange[_T]) -> _T:
+        got: Answer | Failure | None = None
+        try:
+            while True:
+                step = steps.send(got)
+                if isinstance(step, Request):
+                    got = await self._answer(step)
+                else:
+                    await asyncio.sleep(step)
+                    got = None
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+
+    async def _answer(self, request: Request) -> Answer | Failure:
+        try:
+            content = None if request.body is None else _in_turn(request.body)
+            built = self._http.build_request(content=content, **self._sent(request))
+            response = await self._http.send(built, stream=True)
+            try:
+                answer = _begun(request, response)
+                async for chunk in response.aiter_bytes():
+                    answer.content.write(chunk)
+                answer.content.flush()
+            finally:
+                await response.aclose()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return failure_of(error)
+        return answer
+
+
+def _content(request: Request) -> Any:
+    return None if request.body is None else request.body.chunks()
+
+
+async def _in_turn(body: Spool) -> AsyncIterator[bytes]:
+    for chunk in body.chunks():
+        yield chunk
+
+
+def _begun(request: Request, response: httpx.Response) -> Answer:
+    is_kept = request.target is not None and response.status_code == _OK
+    return Answer(response.status_code, response.headers, Spool(request.target if is_kept else None))
