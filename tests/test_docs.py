@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -91,6 +92,9 @@ def reader(tmp_path: Path) -> Iterator[_Reader]:
     """A reader in an empty folder; the embedded servers that they start end with the test."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     yield _Reader(tmp_path, os.environ | {"PATH": path, "COLUMNS": "200"})
+    for served in tmp_path.rglob("served.pid"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(served.read_text()), signal.SIGKILL)
     for state in tmp_path.rglob(".featurestore/online"):
         embedded.stop(state)
 
