@@ -517,7 +517,8 @@ def test_every_definition_has_a_signature() -> None:
 
 def test_the_public_names_are_these() -> None:
     """`featurestore.__all__` is what users may rely on, and every name of it resolves."""
-    names = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureStore", "FeatureView", "Field", "FileSource"]
+    definitions = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource"]
+    names = sorted([*definitions, "FeatureStore", "FeatureStoreClient", "AsyncFeatureStoreClient"])
 
     assert featurestore.__all__ == names
     assert all(getattr(featurestore, name).__name__ == name for name in featurestore.__all__)
