@@ -218,6 +218,7 @@ OK: Given = (200, {}, b'{"versions": []}')
 BUSY = (503, {"Retry-After": "0"}, orjson.dumps({"type": "/problems/registry", "title": "x", "status": 503, "detail": "locked"}))
 LIMITED = (429, {"Retry-After": "0"}, orjson.dumps({"type": "/problems/too-many-requests", "detail": "slower", "status": 429}))
 LATER = (503, {"Retry-After": "3600"}, BUSY[2])
+SLOW: Given = (503, {"Retry-After": "0"}, b'{"type":"/problems/too-slow","detail":"10 s were not enough"}')
 PROXY: Given = (502, {}, b"<html>Bad gateway</html>")
 
 
@@ -229,6 +230,7 @@ PROXY: Given = (502, {}, b"<html>Bad gateway</html>")
         ([BUSY] * 4, (errors.RegistryError, "locked")),
         ([LIMITED] * 4, (ServiceError, "slower")),
         ([None] * 4, (ServiceError, "GET /v1/registry/versions: the service cannot be reached: Server disconnected")),
+        ([SLOW], (ServiceError, "10 s were not enough")),
         ([LATER], (errors.RegistryError, "locked")),
         ([PROXY], (ServiceError, "was answered with 502, and not by a feature store")),
     ],

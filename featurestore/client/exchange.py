@@ -28,6 +28,7 @@ __all__ = ["Answer", "Exchange", "Failure", "Request", "Retries", "Step", "excha
 _T = TypeVar("_T")
 _LEAST_REFUSAL = 400
 _CLOSED_DOOR = (429, 503)
+_TOO_SLOW = b'"/problems/too-slow"'
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ def _wanted_pause(got: Answer | Failure | None) -> float | None:
     """Return the least pause before the next attempt; none if it would be no use."""
     if isinstance(got, Answer):
         seconds = got.headers.get("retry-after", "")
-        return float(seconds) if got.status in _CLOSED_DOOR and seconds.isdecimal() else None
+        is_closed = got.status in _CLOSED_DOOR and seconds.isdecimal() and _TOO_SLOW not in got.content.content()
+        return float(seconds) if is_closed else None
     return 0.0 if got is not None and got.is_retryable else None
 
 
