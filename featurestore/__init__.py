@@ -6,7 +6,18 @@ The clients of the HTTP service bring httpx, and Arrow when the first table is t
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import Aggregation, Alias, Entity, FeatureService, FeatureView, Field, FileSource
+from featurestore.definitions import (
+    Aggregation,
+    Alias,
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    OnDemandFeatureView,
+    RequestSource,
+    on_demand_feature_view,
+)
 
 if TYPE_CHECKING:
     from featurestore.client import AsyncFeatureStoreClient, FeatureStoreClient
@@ -23,6 +34,9 @@ __all__ = [
     "FeatureView",
     "Field",
     "FileSource",
+    "OnDemandFeatureView",
+    "RequestSource",
+    "on_demand_feature_view",
 ]
 
 

@@ -8,20 +8,23 @@ A constructor checks what it can see by itself; what needs the other definitions
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, model_validator
+from pydantic.dataclasses import rebuild_dataclass
 
 from featurestore.aggregations import Aggregation
 from featurestore.clock import duration_text
 from featurestore.errors import known_names
 from featurestore.fields import (
+    Code,
     Column,
     Duration,
     Field,
     Fields,
+    Function,
     GivenFields,
     Instant,
     Name,
@@ -33,7 +36,19 @@ from featurestore.fields import (
 )
 from featurestore.types import KEY_TYPES
 
-__all__ = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource", "Projection"]
+__all__ = [
+    "Aggregation",
+    "Alias",
+    "Entity",
+    "FeatureService",
+    "FeatureView",
+    "Field",
+    "FileSource",
+    "OnDemandFeatureView",
+    "Projection",
+    "RequestSource",
+    "on_demand_feature_view",
+]
 
 
 @definition
@@ -282,14 +297,14 @@ class Alias:
 
 @definition
 class Projection:
-    """Some features of a view or an alias, in the order given."""
+    """Some features of a view, an alias or an on-demand view, in the order given."""
 
-    view: FeatureView | Alias
+    view: FeatureView | Alias | OnDemandFeatureView
     features: tuple[Name, ...]
 
     if TYPE_CHECKING:
 
-        def __init__(self, view: FeatureView | Alias, features: Sequence[str]) -> None: ...
+        def __init__(self, view: FeatureView | Alias | OnDemandFeatureView, features: Sequence[str]) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Projection:
@@ -305,12 +320,46 @@ class Projection:
 
 
 @definition
-class FeatureService:
-    """The features of one model version, in order: views, aliases, projections, or `"view:feature"` texts."""
+class RequestSource:
+    """Columns that come with what is asked for: beside the keys in a lookup, in the spine of a training set.
+
+    `fields` gives their names and types. They are inputs of on-demand feature views.
+    """
+
+    name: Name
+    fields: Fields
+
+    if TYPE_CHECKING:
+
+        def __init__(self, name: str, fields: GivenFields) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> RequestSource:
+        if not self.fields:
+            raise ValueError("a request source needs at least one field")
+        check_distinct("field", (field.name for field in self.fields))
+        return self
+
+
+@definition
+class OnDemandFeatureView:
+    """Features that a function computes when they are asked for, the same in training and in serving (T9).
+
+    `inputs` are views, aliases, projections, other on-demand views, `"view:feature"` texts and request sources. `function` takes a
+    mapping of their columns, by feature or field name, and returns one of the columns that `fields` declares. With `mode="numpy"`
+    columns are numpy arrays, and rows with a null in any input are not passed and give null; with `mode="arrow"` they are Arrow
+    arrays with their nulls. `on_demand_feature_view` makes one of a function.
+    """
 
     name: Name
     _: KW_ONLY
-    features: Annotated[tuple[FeatureView | Alias | Projection | str, ...], BeforeValidator(sequence)]
+    inputs: Annotated[
+        tuple[FeatureView | Alias | OnDemandFeatureView | Projection | RequestSource | str, ...], BeforeValidator(sequence)
+    ]
+    fields: Fields
+    function: Function
+    mode: Literal["numpy", "arrow"] = "numpy"
+    code: Code | None = None
     description: str = ""
     owner: str = ""
     tags: Tags = ()
@@ -321,7 +370,99 @@ class FeatureService:
             self,
             name: str,
             *,
-            features: Sequence[FeatureView | Alias | Projection | str],
+            inputs: Sequence[OnDemandInput],
+            fields: GivenFields,
+            function: Callable[[Any], Any],
+            mode: Literal["numpy", "arrow"] = "numpy",
+            code: Code | None = None,
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> OnDemandFeatureView:
+        if not self.inputs:
+            raise ValueError("an on-demand feature view needs at least one input")
+        if not self.fields:
+            raise ValueError("an on-demand feature view needs at least one field")
+        check_distinct("field", self.feature_names)
+        names: set[str] = set()
+        for name in (name for each in self.inputs for name in input_names(each)):
+            if name in names:
+                raise ValueError(
+                    f"two inputs are named {name!r}; inputs have distinct names, so give one of them another through an on-demand "
+                    "view of its own"
+                )
+            names.add(name)
+        return self
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of the features, in order."""
+        return tuple(field.name for field in self.fields)
+
+    def __getitem__(self, features: str | Iterable[str]) -> Projection:
+        return Projection(self, (features,) if isinstance(features, str) else tuple(features))
+
+    def __call__(self, inputs: Any) -> Any:
+        """Call the function with columns, as a test of it may do."""
+        return self.function(inputs)
+
+
+def input_names(given: OnDemandInput) -> tuple[str, ...]:
+    """Return the names under which an input of an on-demand view comes; ValueError for a text that is not `view:feature`."""
+    if isinstance(given, str):
+        view, separator, feature = given.partition(":")
+        if not (view and separator and feature):
+            raise ValueError(f"{given!r} is not of the form 'view:feature'")
+        return (feature,)
+    if isinstance(given, Projection):
+        return given.features
+    if isinstance(given, RequestSource):
+        return tuple(field.name for field in given.fields)
+    return (given.view if isinstance(given, Alias) else given).feature_names
+
+
+def on_demand_feature_view(
+    *,
+    inputs: Sequence[OnDemandInput],
+    fields: GivenFields,
+    mode: Literal["numpy", "arrow"] = "numpy",
+    name: str | None = None,
+    description: str = "",
+    owner: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
+    """Make an on-demand feature view of the function below it, which gives it its name."""
+
+    def made(function: Callable[[Any], Any]) -> OnDemandFeatureView:
+        return OnDemandFeatureView(
+            name or function.__name__, inputs=inputs, fields=fields, function=function, mode=mode, description=description,
+            owner=owner, tags=tags or {},
+        )  # fmt: skip
+
+    return made
+
+
+@definition
+class FeatureService:
+    """The features of one model version, in order: views of any kind, aliases, projections, or `"view:feature"` texts."""
+
+    name: Name
+    _: KW_ONLY
+    features: Annotated[tuple[FeatureView | Alias | OnDemandFeatureView | Projection | str, ...], BeforeValidator(sequence)]
+    description: str = ""
+    owner: str = ""
+    tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            features: Sequence[FeatureView | Alias | OnDemandFeatureView | Projection | str],
             description: str = "",
             owner: str = "",
             tags: Mapping[str, str] = ...,
@@ -334,7 +475,11 @@ class FeatureService:
         return self
 
 
-Definition = Entity | FileSource | FeatureView | Alias | FeatureService
+OnDemandInput = FeatureView | Alias | OnDemandFeatureView | Projection | RequestSource | str
+
+rebuild_dataclass(Projection)  # type: ignore[arg-type]  # it names a class that follows it
+
+Definition = Entity | FileSource | FeatureView | Alias | OnDemandFeatureView | FeatureService
 """What a repo holds by name, and the registry keeps."""
 
 KINDS: dict[type, str] = {
@@ -342,5 +487,6 @@ KINDS: dict[type, str] = {
     FileSource: "source",
     FeatureView: "feature view",
     Alias: "alias",
+    OnDemandFeatureView: "on-demand feature view",
     FeatureService: "feature service",
 }

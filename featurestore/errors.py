@@ -16,6 +16,9 @@
     │   ├── IncompleteError        spine rows lie beyond what is materialized
     │   └── PendingError           a name waits for candidate versions, and means nothing yet
     ├── RunsFailedError            some views of a materialization failed; carries their errors and the others' reports
+    ├── OnDemandError              an on-demand function fails, or gives what its view does not declare
+    │   └── CodeError              its code is not there, or cannot be loaded
+    ├── LockError                  definitions are not those of the lock
     ├── OfflineStoreError          the offline tables cannot be read or written
     ├── OnlineStoreError           the online store cannot be reached or holds foreign bytes
     ├── ServiceError               the HTTP service cannot be reached, or refuses for a reason that is none of the above
@@ -32,6 +35,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "CodeError",
     "ConflictError",
     "CoverageError",
     "DefinitionError",
@@ -40,9 +44,11 @@ __all__ = [
     "GapError",
     "IncompleteError",
     "InputError",
+    "LockError",
     "MissingDependencyError",
     "NotFoundError",
     "OfflineStoreError",
+    "OnDemandError",
     "OnlineStoreError",
     "PendingError",
     "RegistryError",
@@ -209,6 +215,38 @@ class RunsFailedError(FeatureStoreError):
         self.reports = tuple(reports)
         lines = [f"  {view}: {reason}" for view, reason in failures.items()]
         super().__init__("\n".join([f"{len(failures)} of {len(failures) + len(reports)} views failed:", *lines]))
+
+
+class OnDemandError(FeatureStoreError):
+    """An on-demand function fails, or gives what its view does not declare.
+
+    `name` is the view, `feature` the feature and `row` the place of the row among those asked for, where they can be said.
+    """
+
+    code = "on-demand"
+
+    def __init__(self, message: str, *, name: str, feature: str | None = None, row: int | None = None) -> None:
+        super().__init__(message)
+        self.name = name
+        self.feature = feature
+        self.row = row
+
+
+class CodeError(OnDemandError):
+    """The code of an on-demand view is not there, or cannot be loaded."""
+
+    code = "code"
+
+
+class LockError(FeatureStoreError):
+    """What is served is not what a model was trained on. `differences` says what differs, `name` names the service."""
+
+    code = "lock"
+
+    def __init__(self, message: str, *, name: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.name = name
+        self.differences = tuple(differences)
 
 
 class OfflineStoreError(FeatureStoreError):

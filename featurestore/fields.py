@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, PlainSerializer
+from pydantic import Field as Schema
 from pydantic.dataclasses import dataclass
 
 from featurestore.clock import duration_text, from_micros, parse_duration, parse_instant
 from featurestore.types import ValueType
 
-__all__ = ["Column", "Duration", "Field", "Fields", "Instant", "Name", "Tags", "check_distinct", "definition"]
+__all__ = ["Code", "Column", "Duration", "Field", "Fields", "Function", "Instant", "Name", "Tags", "check_distinct", "definition"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 
@@ -95,6 +97,38 @@ def _fields(value: Any) -> Any:
 
 Fields = Annotated[tuple[Field, ...], BeforeValidator(_fields)]
 GivenFields = Mapping[str, ValueType] | Sequence[Field]
+
+
+@definition
+class Code:
+    """Where the code of an on-demand view is, and which it is (`functions.py`).
+
+    `file` is relative to the repo, `function` a name in it, `hash` that of all repo code that the function reaches, `copy` the name
+    of the kept copy of the repo's files.
+    """
+
+    file: str
+    function: str
+    hash: str
+    copy: str
+
+    if TYPE_CHECKING:
+
+        def __init__(self, file: str, function: str, hash: str, copy: str) -> None: ...  # noqa: A002 (the field's name)
+
+
+def _checked_function(function: Any) -> Any:
+    if not callable(function) or not hasattr(function, "__qualname__"):
+        raise ValueError(f"{function!r} is no function")
+    try:
+        inspect.signature(function).bind({})
+    except TypeError:
+        raise ValueError(f"{function.__qualname__} must take one argument, the mapping of its input columns") from None
+    return function
+
+
+# A function is no data: specs leave it out, and say where it is instead.
+Function = Annotated[Any, AfterValidator(_checked_function), Schema(exclude=True)]
 
 
 def check_distinct(what: str, names: Iterable[str]) -> None:

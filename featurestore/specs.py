@@ -9,9 +9,18 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from featurestore.definitions import Alias, Definition, FeatureService, FeatureView, Projection
+from featurestore.definitions import (
+    Alias,
+    Definition,
+    FeatureService,
+    FeatureView,
+    OnDemandFeatureView,
+    OnDemandInput,
+    Projection,
+    RequestSource,
+)
 
-__all__ = ["canonical_json", "fingerprint", "from_spec", "to_reference_spec", "to_spec", "value_spec"]
+__all__ = ["canonical_json", "fingerprint", "from_spec", "on_demand_fingerprint", "to_reference_spec", "to_spec", "value_spec"]
 
 _T = TypeVar("_T")
 
@@ -27,7 +36,7 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
     return _ADAPTERS[kind]
 
 
-def to_spec(definition: Definition) -> dict[str, Any]:
+def to_spec(definition: Definition | RequestSource) -> dict[str, Any]:
     """Return a definition as JSON-ready data, everything it refers to included."""
     spec: dict[str, Any] = _adapter(type(definition)).dump_python(definition, mode="json", exclude={"_"})
     return spec
@@ -49,12 +58,16 @@ def to_reference_spec(definition: Definition) -> dict[str, Any]:
         spec["view"] = definition.view.name
     elif isinstance(definition, FeatureService):
         spec["features"] = [_reference(member) for member in definition.features]
+    elif isinstance(definition, OnDemandFeatureView):
+        spec["inputs"] = [_reference(each) for each in definition.inputs]
     return spec
 
 
-def _reference(member: FeatureView | Alias | Projection | str) -> str | dict[str, Any]:
+def _reference(member: OnDemandInput) -> str | dict[str, Any]:
     if isinstance(member, str):
         return member
+    if isinstance(member, RequestSource):
+        return {"request": member.name, "fields": to_spec(member)["fields"]}
     if isinstance(member, Projection):
         return {"view": member.view.name, "features": list(member.features)}
     return {"view": member.name, "features": None}
@@ -80,3 +93,10 @@ def value_spec(view: FeatureView) -> dict[str, Any]:
 def fingerprint(view: FeatureView) -> str:
     """Return a hash of all that determines a view's values; equal fingerprints share a version (T11)."""
     return hashlib.sha256(canonical_json(value_spec(view)).encode()).hexdigest()[:32]
+
+
+def on_demand_fingerprint(spec: Mapping[str, Any]) -> str:
+    """Return a hash of all that an on-demand view's reference spec says of its values: inputs, fields, mode and code."""
+    values = {name: value for name, value in spec.items() if name not in METADATA}
+    values["code"] = {name: value for name, value in spec["code"].items() if name != "copy"}
+    return hashlib.sha256(canonical_json(values).encode()).hexdigest()[:32]

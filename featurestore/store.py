@@ -18,6 +18,7 @@ from featurestore.clock import Clock, parse_instant
 from featurestore.definitions import FeatureService
 from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import InputError
+from featurestore.functions import Functions, keep_copy
 from featurestore.materialize import Progress, Report, offline_table
 from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
@@ -74,6 +75,7 @@ class FeatureStore:
         self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
+        self.functions = Functions(self.settings.root, self.settings.state)
         limits = self.settings.offline
         configure(memory_bytes=limits.memory_bytes, threads=self.settings.threads, temp_folder=self.settings.temp_folder)
 
@@ -119,6 +121,8 @@ class FeatureStore:
         """Apply a plan, by default the present one, in one transaction; ConflictError if the registry moved since it was made."""
         plan = plan or self.plan()
         if not plan.is_empty:
+            for name in plan.copies:
+                keep_copy(self.settings.root, self.settings.state, name)
             self.registry.apply(plan, now=self.clock())
             self._serving = None
         return plan
@@ -265,7 +269,7 @@ class FeatureStore:
             InputError: there is no manifest, or it is of another spine or other features.
 
         """
-        made, wanted, now = TrainingSets(self.settings, self.registry), _wanted(features), self.clock()
+        made, wanted, now = TrainingSets(self.settings, self.registry, self.functions), _wanted(features), self.clock()
         asked = wanted if isinstance(wanted, str) else tuple(wanted)
         if as_of_manifest is not None:
             return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
@@ -305,7 +309,7 @@ class FeatureStore:
         if plan is None:
             if len(plans) >= _PLANS:
                 plans.clear()
-            plan = plans[name] = LookupPlan(select(self._serving_now().applied, wanted))
+            plan = plans[name] = LookupPlan(select(self._serving_now().applied, wanted), self.functions.of)
         return plan
 
     def selection(self, features: Features) -> Selection:

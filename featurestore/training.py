@@ -7,13 +7,15 @@ from typing import Any
 
 from featurestore.clock import parse_instant
 from featurestore.errors import InputError
+from featurestore.functions import Functions
 from featurestore.materialize import offline_table
 from featurestore.offline.manifests import Manifest
 from featurestore.offline.spine import Spine, open_spine
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, Origin, Resources, TrainingSet, complete_until
+from featurestore.on_demand import Evaluation
 from featurestore.registry.registry import Registry
-from featurestore.registry.selection import Lookup, Selection, select
+from featurestore.registry.selection import Lookup, Selection, select, selection_of
 from featurestore.registry.state import Version
 from featurestore.settings import Settings
 
@@ -26,6 +28,7 @@ class TrainingSets:
 
     settings: Settings
     registry: Registry
+    functions: Functions
 
     def make(
         self, spine: Any, features: str | tuple[str, ...], timestamp_column: str, incomplete: Incomplete, *, now: int
@@ -34,10 +37,11 @@ class TrainingSets:
         if incomplete not in ("error", "stale", "null"):
             raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
         selection = select(self.registry.serving(), features if isinstance(features, str) else list(features))
-        opened = open_spine(spine, timestamp_column, selection.keys)
+        opened = open_spine(spine, timestamp_column, selection.keys, selection.request)
         snapshots = {each.version.uid: self._snapshot(each.version, each.version.table_version) for each in selection.lookups}
         limits = {lookup.name: complete_until(lookup.version) for lookup in selection.lookups}
-        return TrainingSet(opened, selection, snapshots, limits, self._resources, self._origin(features, now), incomplete)
+        origin, on_demand = self._origin(features, now), Evaluation(selection, self.functions.of)
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete)
 
     def remake(self, manifest: Manifest, spine: Any, features: str | tuple[str, ...], *, now: int) -> TrainingSet:
         """Return the training set of a manifest, whatever was applied and materialized since.
@@ -49,26 +53,27 @@ class TrainingSets:
         if features != manifest.features:
             raise InputError(f"the manifest is of {manifest.features!r}, and {features!r} is asked for", name="features")
         selection = self._selection(manifest)
-        opened = open_spine(spine, manifest.timestamp_column, selection.keys)
+        opened = open_spine(spine, manifest.timestamp_column, selection.keys, selection.request)
         self._check_spine(opened, manifest)
         tables = {lookup.version: lookup.table_version for lookup in manifest.lookups}
         snapshots = {each.version.uid: self._snapshot(each.version, tables[each.version.uid]) for each in selection.lookups}
         limits = {lookup.name: lookup.complete_until for lookup in manifest.lookups}
         # What was complete then is complete now; only `null` has to leave out again what it left out.
         incomplete: Incomplete = "null" if manifest.incomplete == "null" else "stale"
-        origin = self._origin(features, now)
-        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, incomplete, self._erased_since(manifest))
+        origin, on_demand = self._origin(features, now), Evaluation(selection, self.functions.of)
+        erased = self._erased_since(manifest)
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete, erased)
 
     def _selection(self, manifest: Manifest) -> Selection:
         versions = {version.uid: version for version in self.registry.applied().versions}
-        lookups = []
+        lookups = {}
         for each in manifest.lookups:
             version = versions.get(each.version)
             if version is None or version.state in ("removing", "removed"):
                 raise InputError(f"the manifest needs a version of view {each.view!r} that has been removed", name=each.view)
-            lookups.append(Lookup(each.name, version, each.key_columns, each.features))
+            lookups[each.name] = Lookup(each.name, version, each.key_columns, each.features)
         name = manifest.features if isinstance(manifest.features, str) else "features"
-        return Selection(name, tuple(lookups), manifest.columns)
+        return selection_of(name, manifest.columns, lookups, manifest.on_demand)
 
     def _check_spine(self, spine: Spine, manifest: Manifest) -> None:
         if spine.digest() != manifest.spine:

@@ -184,28 +184,43 @@ def Array(item: ValueType) -> ValueType:  # noqa: N802 (reads as a type in defin
 
 def as_key_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
     """Return a column of key values in their declared type; InputError for a type whose values could change on the way."""
+    return _as_column(column, name, type_, "key column", "the key")
+
+
+def as_request_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
+    """Return a column of request values in their declared type, as `as_key_column` does; floats may be rounded to Float32."""
+    return _as_column(column, name, type_, "request column", "it")
+
+
+def _as_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType, what: str, subject: str) -> pa.ChunkedArray:
     import pyarrow as pa
 
     if not len(column):
         return pa.chunked_array([], type_.arrow)
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not pa.types.is_null(kind) and not _is_of_kind(kind, type_):
-        raise InputError(f"key column {name!r} is {column.type}, but the key is declared {type_}; cast it", name=name)
+    if not pa.types.is_null(kind) and not is_of_kind(kind, type_):
+        raise InputError(f"{what} {name!r} is {column.type}, but {subject} is declared {type_}; cast it", name=name)
     try:
         if pa.types.is_dictionary(column.type):
             return pa.chunked_array([each.dictionary.cast(type_.arrow).take(each.indices) for each in chunks], type_.arrow)
         return pa.chunked_array([each.cast(type_.arrow) for each in chunks], type_.arrow)
     except pa.ArrowInvalid as reason:
-        raise InputError(f"key column {name!r} holds a value that {type_} cannot: {reason}", name=name) from reason
+        raise InputError(f"{what} {name!r} holds a value that {type_} cannot: {reason}", name=name) from reason
 
 
-def _is_of_kind(arrow: pa.DataType, type_: ValueType) -> bool:
+def is_of_kind(arrow: pa.DataType, type_: ValueType) -> bool:
+    """Whether columns of an Arrow type hold what a type may, as long as each value fits."""
     from pyarrow import types
 
+    if type_.item is not None:
+        is_list = types.is_list(arrow) or types.is_large_list(arrow) or types.is_fixed_size_list(arrow)
+        return is_list and (types.is_null(arrow.value_type) or is_of_kind(arrow.value_type, type_.item))
     kinds: dict[str, tuple[Callable[[pa.DataType], bool], ...]] = {
         "String": (types.is_string, types.is_large_string, types.is_string_view),
         "Bytes": (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary),
+        "Float64": (types.is_floating, types.is_integer),
+        "Float32": (types.is_floating, types.is_integer),
         "Int64": (types.is_integer,),
         "Int32": (types.is_integer,),
         "Bool": (types.is_boolean,),

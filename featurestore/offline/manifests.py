@@ -7,10 +7,13 @@ there it keeps the table versions that it names from being vacuumed, until the f
     created_at           when, as an ISO 8601 text
     path                 the file
     features             what was asked for: a feature service's name or a list of "view:feature"
-    fingerprint          hash of the output columns, their types and the fingerprints of the view versions that give them
+    fingerprint          hash of the output columns, their types and the fingerprints of the view versions and of the code that give
+                         them
     columns              the feature columns, in order
     lookups              for each view or alias: name, view, version (its uid), table_version, complete_until (microseconds),
                          key_columns, features
+    on_demand            the on-demand views, each after those that it takes features of: what the registry holds of them, the hash
+                         of their code and the name of its kept copy included
     timestamp_column     the spine's
     incomplete           error, stale or null
     spine                hash of the spine's columns: see `Spine.digest`
@@ -32,7 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from featurestore.errors import InputError, OfflineStoreError
 
-__all__ = ["LookupRecord", "Manifest", "pinned", "read_manifest", "write_manifest"]
+__all__ = ["LookupRecord", "Manifest", "pinned", "pinned_copies", "read_manifest", "write_manifest"]
 
 _SUFFIX = ".manifest.json"
 _FOLDER = "training_sets"
@@ -66,6 +69,7 @@ class Manifest:
     incomplete: str
     spine: str
     rows: int
+    on_demand: tuple[dict[str, Any], ...] = ()
 
 
 def write_manifest(manifest: Manifest, offline_folder: Path) -> Path:
@@ -118,6 +122,11 @@ def pinned(offline_folder: Path) -> dict[str, set[int]]:
         for lookup in manifest.lookups:
             found.setdefault(lookup.version, set()).add(lookup.table_version)
     return found
+
+
+def pinned_copies(offline_folder: Path) -> set[str]:
+    """Return the kept copies of code that training sets need."""
+    return {str(spec["code"]["copy"]) for manifest in _kept(offline_folder) for spec in manifest.on_demand}
 
 
 def _kept(offline_folder: Path) -> Iterator[Manifest]:

@@ -13,9 +13,10 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import duckdb
@@ -26,9 +27,9 @@ import pyarrow.parquet as pq
 
 from featurestore.errors import InputError, OfflineStoreError, SpineError, known_names
 from featurestore.offline.session import session
-from featurestore.types import ValueType, as_key_column
+from featurestore.types import ValueType, as_key_column, as_request_column
 
-__all__ = ["Spine", "key_column", "open_spine", "spine_batches", "times_of"]
+__all__ = ["Spine", "key_column", "open_spine", "request_column", "spine_batches", "times_of"]
 
 _BATCH_ROWS = 122_880
 _DIGEST_ROWS = 65_536
@@ -104,8 +105,10 @@ def _plain(arrow: pa.DataType) -> pa.DataType:
     return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
 
 
-def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -> Spine:
-    """Return a spine, checked for its timestamp and key columns.
+def open_spine(
+    source: Any, timestamp_column: str, keys: Mapping[str, ValueType], request: Mapping[str, ValueType] = MappingProxyType({})
+) -> Spine:
+    """Return a spine, checked for its timestamp and key columns, and for those that only on-demand views take.
 
     Raises:
         SpineError: it cannot be read, lacks a column, names one twice, or a column has a type that cannot be a key or a timestamp.
@@ -116,14 +119,16 @@ def open_spine(source: Any, timestamp_column: str, keys: dict[str, ValueType]) -
     twice = {name for name in schema.names if schema.names.count(name) > 1}
     if twice:
         raise SpineError(f"the spine has more than one column {min(twice)!r}", name=min(twice))
-    for name in [timestamp_column, *keys]:
+    for name in [timestamp_column, *keys, *request]:
         if name not in schema.names:
-            what = "timestamp" if name == timestamp_column else "key"
+            what = "timestamp" if name == timestamp_column else "key" if name in keys else "request"
             raise SpineError(f"the spine has no {what} column {name!r}; {known_names(name, schema.names)}", name=name)
     empty = schema.empty_table()
     times_of(empty[timestamp_column], timestamp_column)
     for name, type_ in keys.items():
         key_column(empty[name], name, type_)
+    for name, type_ in request.items():
+        request_column(empty[name], name, type_)
     return spine
 
 
@@ -213,5 +218,13 @@ def key_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) 
     """Return a key column of the spine in its declared type; SpineError for a type whose values could change on the way."""
     try:
         return as_key_column(column, name, type_)
+    except InputError as reason:
+        raise SpineError(str(reason), name=name) from None
+
+
+def request_column(column: pa.Array | pa.ChunkedArray, name: str, type_: ValueType) -> pa.ChunkedArray:
+    """Return a column that on-demand views take in its declared type; SpineError for a type whose values could change."""
+    try:
+        return as_request_column(column, name, type_)
     except InputError as reason:
         raise SpineError(str(reason), name=name) from None

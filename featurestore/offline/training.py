@@ -25,8 +25,9 @@ from featurestore.offline.asked import Asked
 from featurestore.offline.manifests import LookupRecord, Manifest, write_manifest
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.sources import BEGINNING
-from featurestore.offline.spine import Spine, key_column, times_of
+from featurestore.offline.spine import Spine, key_column, request_column, times_of
 from featurestore.offline.tables import Snapshot
+from featurestore.on_demand import Evaluation
 from featurestore.registry.selection import Lookup, Selection
 from featurestore.registry.state import FOREVER, Version
 from featurestore.types import pandas_type
@@ -79,6 +80,7 @@ class TrainingSet:
     complete_until: Mapping[str, int]
     resources: Resources
     origin: Origin
+    on_demand: Evaluation
     incomplete: Incomplete = "error"
     erased_since: int = 0
 
@@ -102,8 +104,10 @@ class TrainingSet:
 
     def to_batches(self) -> Iterator[pa.RecordBatch]:
         """Give the result batch by batch, in the spine's order."""
+        first_row = 0
         for chunk in self.spine.chunks(self._chunk_rows()):
-            yield from self._in_parts(chunk)
+            yield from self._in_parts(chunk, first_row)
+            first_row += len(chunk)
 
     def to_arrow(self) -> pa.Table:
         """Return the whole result as an Arrow table."""
@@ -159,6 +163,7 @@ class TrainingSet:
             incomplete=self.incomplete,
             spine=self.spine.digest(),
             rows=rows,
+            on_demand=tuple(dict(each.spec) for each in self.selection.computed),
         )
 
     def _chunk_rows(self) -> int:
@@ -171,17 +176,18 @@ class TrainingSet:
         looked_up = self.snapshots[lookup.version.uid].bytes_per_row(stored)
         return max(looked_up, _BYTES_OF_A_VALUE * len(lookup.features))
 
-    def _in_parts(self, chunk: pa.Table) -> Iterator[pa.RecordBatch]:
+    def _in_parts(self, chunk: pa.Table, first_row: int) -> Iterator[pa.RecordBatch]:
         """Give the result of a chunk; in halves where it holds more text or bytes than an Arrow column can."""
         try:
-            yield from self._with_features(chunk).to_batches()
+            yield from self._with_features(chunk, first_row).to_batches()
         except pa.ArrowInvalid:
             if len(chunk) < 2:  # noqa: PLR2004 (what cannot be halved)
                 raise
-            for part in (chunk.slice(0, len(chunk) // 2), chunk.slice(len(chunk) // 2)):
-                yield from self._in_parts(part)
+            middle = len(chunk) // 2
+            yield from self._in_parts(chunk.slice(0, middle), first_row)
+            yield from self._in_parts(chunk.slice(middle), first_row + middle)
 
-    def _with_features(self, chunk: pa.Table) -> pa.Table:
+    def _with_features(self, chunk: pa.Table, first_row: int) -> pa.Table:
         times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
         columns: dict[str, pa.ChunkedArray] = {}
         sorted_once: dict[tuple[object, ...], Asked] = {}
@@ -197,6 +203,11 @@ class TrainingSet:
                 view, snapshot, sorted_once[what], lookup.features, event_times=False, threads=self.resources.threads
             )
             columns |= {lookup.column(feature): values.features[feature] for feature in lookup.features}
+        if self.on_demand:
+            request = {name: request_column(chunk[name], name, type_) for name, type_ in self.selection.request.items()}
+            given = columns | request
+            inputs = {name: given[name] for name in self.on_demand.inputs}
+            columns |= self.on_demand.arrow(inputs, len(chunk), first_row=first_row)
         return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
 
     def _refuse_incomplete(self) -> None:

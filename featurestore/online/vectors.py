@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from featurestore.columns import plain_of
 from featurestore.errors import IncompleteError, InputError, known_names
+from featurestore.on_demand import Evaluation, Function
 from featurestore.online.answers import OnlineRows
 from featurestore.online.fetching import Found
 from featurestore.online.keys import KeyCodec
 from featurestore.online.rows import RowCodec
 from featurestore.online.status import Status
 from featurestore.online.store import features_of, keys_of, rows_of, ttl_of
-from featurestore.registry.selection import Lookup, Selection
-from featurestore.types import ValueType, as_key_column, pandas_type
+from featurestore.registry.selection import Computed, Lookup, Selection
+from featurestore.types import ValueType, as_key_column, as_request_column, pandas_type
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +50,9 @@ class FeatureVectors:
         """The vectors as an Arrow table."""
         found: dict[str, Any] = dict(self._request.arrow)
         found |= {name: self._answers[view].features[feature] for name, view, feature in self._plan.places}
-        return pa.table(found)
+        if self._plan.on_demand:
+            found |= self._plan.on_demand.arrow(self._inputs(), self._request.rows)
+        return pa.table({name: found[name] for name in (*self._request.arrow, *self.features)})
 
     @cached_property
     def statuses(self) -> Mapping[str, Sequence[Status]]:
@@ -62,7 +66,21 @@ class FeatureVectors:
 
     def plain_features(self) -> dict[str, list[Any]]:
         """Return the features as lists by column; dates are days and timestamps microseconds since 1970."""
-        return {name: self._answers[view].plain[feature] for name, view, feature in self._plan.places}
+        found = {name: self._answers[view].plain[feature] for name, view, feature in self._plan.places}
+        if not self._plan.on_demand:
+            return found
+        found |= self._plan.on_demand.plain(self._inputs(), self._request.rows)
+        return {name: found[name] for name in self.features}
+
+    def _inputs(self) -> dict[str, Any]:
+        """Return what on-demand views take, in the form in which few or many rows come fastest."""
+        request, plan = self._request, self._plan
+        columns: Mapping[str, Any] = request.plain if request.is_plain else request.arrow
+        inputs = {name: columns[name] for name in plan.taken}
+        for name, view, feature in plan.inputs:
+            rows = self._answers[view]
+            inputs[name] = rows.plain[feature] if request.is_plain else rows.features[feature]
+        return inputs
 
     def to_arrow(self) -> pa.Table:
         """Return the vectors as an Arrow table."""
@@ -74,10 +92,12 @@ class FeatureVectors:
 
     def to_dict(self) -> dict[str, list[Any]]:
         """Return the vectors as lists by column."""
-        keys, is_plain = self._request.given, self._plan.is_plain
+        given, is_plain = self._request.given, self._plan.is_plain
         columns: dict[str, list[Any]] = {}
-        for name in self._plan.keys:
-            columns[name] = list(keys[name]) if name in keys else self._request.arrow[name].to_pylist()
+        for name in self._plan.needed:
+            columns[name] = list(given[name]) if name in given else self._request.arrow[name].to_pylist()
+        if self._plan.on_demand:
+            return columns | {name: self.columns[name].to_pylist() for name in self.features}
         for name, view, feature in self._plan.places:
             rows = self._answers[view]
             columns[name] = list(rows.plain[feature]) if is_plain[view][feature] else rows.features[feature].to_pylist()
@@ -86,9 +106,10 @@ class FeatureVectors:
 
 @dataclass(frozen=True)
 class Request:
-    """Entities that are asked for: `given` as Python values where these are the keys' very types, and the keys of their rows.
+    """Entities that are asked for: `given` as Python values where these are of the very types declared, and the keys of their rows.
 
     `names` holds the keys of all lookups, one lookup after the other, each with a key for each of `rows` rows, none for a null.
+    `plain` holds the columns that on-demand views take, dates as days and timestamps as microseconds since 1970, if `is_plain`.
     """
 
     plan: LookupPlan
@@ -96,20 +117,25 @@ class Request:
     given: Mapping[str, Sequence[Any]]
     names: Sequence[bytes | None]
     rows: int
+    plain: Mapping[str, list[Any]]
+    is_plain: bool
 
     @cached_property
     def arrow(self) -> dict[str, pa.ChunkedArray]:
-        """The key columns in their declared types."""
-        return _key_columns(self.plan.keys, self.entities)
+        """The columns in their declared types."""
+        return _request_columns(self.plan, self.entities)
 
 
 class LookupPlan:
     """A selection, compiled: what does not depend on the entities is found once."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, function_of: Callable[[Computed], Function]) -> None:
+        """Take what gives the function of an on-demand view; CodeError if it cannot be had."""
         self.selection = selection
         self.lookups = selection.lookups
         self.keys = selection.keys
+        self.needed = selection.needed
+        self.on_demand = Evaluation(selection, function_of)
         self._parts: list[tuple[Lookup, KeyCodec, RowCodec, int | None]] = [
             (lookup, keys_of(lookup.version), rows_of(lookup.version), ttl_of(lookup.version)) for lookup in self.lookups
         ]
@@ -119,15 +145,20 @@ class LookupPlan:
             for view, lookup in enumerate(self.lookups)
             for feature, field in enumerate(fields[view])
         }
-        self.places = [(name, *by_column[name]) for name in selection.columns]
-        """Each column, the place of its lookup, and the place of its feature in that."""
+        self.places = [(name, *by_column[name]) for name in selection.columns if name in by_column]
+        """Each column that is looked up, the place of its lookup, and the place of its feature in that."""
+        self.inputs = [(name, *by_column[name]) for name in self.on_demand.inputs if name in by_column]
+        """The same of the columns that on-demand views take."""
+        self.taken = [name for name in self.on_demand.inputs if name not in by_column]
+        """The request columns that they take."""
+        self._plains = [(name, plain_of(selection.request[name])) for name in selection.request]
         self.is_plain = [[_is_plain(field.type) for field in each] for each in fields]
 
     def request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
-        """Return what is asked for some entities, given as one list of values for each key column, all of the same length.
+        """Return what is asked for some entities, given as one list of values for each column needed, all of the same length.
 
         Raises:
-            InputError: a key column is missing, unknown, of another length or holds a wrong value, or a view is not online.
+            InputError: a column is missing, unknown, of another length or holds a wrong value, or a view is not online.
             IncompleteError: a view has never been loaded online.
 
         """
@@ -141,8 +172,8 @@ class LookupPlan:
         return request
 
     def _plain_request(self, entities: Mapping[str, Sequence[Any]]) -> Request | None:
-        """Return the request for lists of few values of the keys' very types; none for others, which Arrow converts or refuses."""
-        if entities.keys() != self.keys.keys() or not all(type(values) in (list, tuple) for values in entities.values()):
+        """Return the request for lists of few values of the very types; none for others, which Arrow converts or refuses."""
+        if entities.keys() != self.needed.keys() or not all(type(values) in (list, tuple) for values in entities.values()):
             return None
         given = {name: list(values) for name, values in entities.items()}
         lengths = {len(values) for values in given.values()}
@@ -154,14 +185,20 @@ class LookupPlan:
             if found is None:
                 return None
             names += found
-        return Request(self, given, given, names, rows)
+        plain: dict[str, list[Any]] = {}
+        for name, converted in self._plains:
+            column = converted(given[name])
+            if column is None:
+                return None
+            plain[name] = column
+        return Request(self, given, given, names, rows, plain, is_plain=True)
 
     def _arrow_request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
-        columns = _key_columns(self.keys, entities)
+        columns = _request_columns(self, entities)
         names: list[bytes | None] = []
         for lookup, keys, _, _ in self._parts:
             names += keys.names([columns[column] for column in lookup.key_columns])
-        return Request(self, columns, {}, names, len(next(iter(columns.values()))))
+        return Request(self, columns, {}, names, len(next(iter(columns.values()))), {}, is_plain=False)
 
     def answer(self, request: Request, found: Found, *, now: int) -> FeatureVectors:
         """Return the vectors that what was found under the request's names makes as of `now`."""
@@ -178,26 +215,32 @@ def _is_plain(type_: ValueType) -> bool:
     return (type_.item or type_).name not in ("Date", "Timestamp")
 
 
-def _key_columns(wanted: Mapping[str, ValueType], given: Mapping[str, Sequence[Any]]) -> dict[str, pa.ChunkedArray]:
+def _request_columns(plan: LookupPlan, given: Mapping[str, Sequence[Any]]) -> dict[str, pa.ChunkedArray]:
+    wanted, kind = plan.needed, {name: "key" if name in plan.keys else "request column" for name in plan.needed}
     for name in given:
         if name not in wanted:
             raise InputError(f"{name!r} is no key of the features asked for; {known_names(name, wanted)}", name=name)
     for name in wanted:
         if name not in given:
-            raise InputError(f"key {name!r} is missing; the keys are {', '.join(map(repr, wanted))}", name=name)
-    columns = {name: _key_column(name, type_, given[name]) for name, type_ in wanted.items()}
+            raise InputError(f"{kind[name]} {name!r} is missing; {_known_columns(plan)}", name=name)
+    columns = {name: _request_column(name, type_, given[name], kind[name]) for name, type_ in wanted.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-        raise InputError(f"key columns differ in length: {shown}")
+        raise InputError(f"{'request' if plan.selection.request else 'key'} columns differ in length: {shown}")
     return columns
 
 
-def _key_column(name: str, type_: ValueType, values: Sequence[Any]) -> pa.ChunkedArray:
+def _known_columns(plan: LookupPlan) -> str:
+    named = (("keys", list(plan.keys)), ("request columns", [name for name in plan.needed if name not in plan.keys]))
+    return ", ".join(f"the {what} are {', '.join(map(repr, names))}" for what, names in named if names)
+
+
+def _request_column(name: str, type_: ValueType, values: Sequence[Any], kind: str) -> pa.ChunkedArray:
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise InputError(f"key {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
+        raise InputError(f"{kind} {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
     try:
         column = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as reason:
-        raise InputError(f"key {name!r} holds a value that is no {type_}: {reason}", name=name) from reason
-    return as_key_column(column, name, type_)
+        raise InputError(f"{kind} {name!r} holds a value that is no {type_}: {reason}", name=name) from reason
+    return as_key_column(column, name, type_) if kind == "key" else as_request_column(column, name, type_)

@@ -72,6 +72,11 @@ class Plan:
     """The candidates of earlier applies that this one keeps, with what they still need."""
 
     @property
+    def copies(self) -> set[str]:
+        """The copies of the definitions that have to be kept for the on-demand views which it creates or changes."""
+        return {str(code["copy"]) for change in self.changes if (code := (change.spec or {}).get("code"))}
+
+    @property
     def is_empty(self) -> bool:
         """Whether there is nothing to apply."""
         return not (self.changes or self.new_versions or self.dropped_candidates)
@@ -123,7 +128,8 @@ def _changes(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> 
         before = applied.specs.get((kind, name))
         if before is None:
             yield Change("create", kind, name, spec=spec)
-        elif fields := tuple(difference(before, spec)):
+        # The same code may be in other copies of the folder: the one that is kept will do.
+        elif fields := tuple(each for each in difference(before, spec) if each.field != "code.copy"):
             yield Change("change", kind, name, fields, spec)
     for kind, name in applied.specs:
         if (kind, name) not in wanted:

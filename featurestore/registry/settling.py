@@ -1,7 +1,8 @@
 """T11: when candidates take over. Pure functions of what is applied.
 
 A change that alters values makes a candidate version. Until it is ready, names mean what they meant: the serving version, and the
-service's and alias's serving spec. Candidates that services connect take over together, with the services' lists and aliases.
+service's, alias's and on-demand view's serving spec. Candidates that services and on-demand views connect take over together, with
+these and aliases.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["ObjectState", "Settlement", "Takeover", "lacks", "settle", "waiting"
 
 Node = tuple[str, str]
 
-_VIEW, _ALIAS, _SERVICE = "feature view", "alias", "feature service"
+_VIEW, _ALIAS, _ON_DEMAND, _SERVICE = "feature view", "alias", "on-demand feature view", "feature service"
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,12 @@ def _targets(each: ObjectState) -> Iterator[Node]:
     for spec in (each.spec, each.serving):
         if spec is not None and each.kind == _ALIAS:
             yield (_VIEW, spec["view"])
-        elif spec is not None and each.kind == _SERVICE:
-            for member in spec["features"]:
-                yield from ((kind, view_name(member)) for kind in (_VIEW, _ALIAS))
+        elif spec is not None and each.kind in (_SERVICE, _ON_DEMAND):
+            for member in spec["features" if each.kind == _SERVICE else "inputs"]:
+                if isinstance(member, str) or "view" in member:
+                    yield from ((kind, view_name(member)) for kind in (_VIEW, _ALIAS, _ON_DEMAND))
 
 
 def view_name(member: str | Mapping[str, Any]) -> str:
-    """Return the view or alias that a member of a service's reference spec names."""
+    """Return the view or alias that a member of a service, or an input, names in a reference spec."""
     return member.partition(":")[0] if isinstance(member, str) else str(member["view"])

@@ -20,6 +20,7 @@ import orjson
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
+from featurestore.functions import Functions
 from featurestore.online.vectors import LookupPlan
 from featurestore.registry.api_keys import ApiKey
 from featurestore.registry.selection import select
@@ -73,6 +74,7 @@ class Serving:
     applied: Applied
     keys: tuple[ApiKey, ...]
     access: Access
+    functions: Functions
     plans: dict[str | tuple[str, ...], Plan] = field(default_factory=dict)
 
     def plan(self, wanted: str | Sequence[str]) -> Plan:
@@ -80,7 +82,7 @@ class Serving:
         name = wanted if isinstance(wanted, str) else tuple(wanted)
         plan = self.plans.get(name)
         if plan is None:
-            plan = Plan(LookupPlan(select(self.applied, wanted)))
+            plan = Plan(LookupPlan(select(self.applied, wanted), self.functions.of))
             if len(self.plans) >= _PLANS:
                 self.plans.clear()
             self.plans[name] = plan
@@ -152,8 +154,8 @@ class Plans:
         known = self._serving
         access = known.access if known is not None and known.keys == keys else Access(keys, is_open=self._is_open)
         if known is None or known.applied != applied:
-            return Serving(applied, keys, access)
-        return known if known.access is access else Serving(known.applied, keys, access, known.plans)
+            return Serving(applied, keys, access, self._store.functions)
+        return known if known.access is access else Serving(known.applied, keys, access, known.functions, known.plans)
 
     def _end_look(self) -> None:
         with self._lock:
