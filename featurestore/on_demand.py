@@ -31,6 +31,8 @@ from featurestore.types import is_of_kind
 
 __all__ = ["Evaluation", "Function"]
 
+_COARSE = [np.dtype(f"M8[{unit}]") for unit in ("Y", "M", "W", "h", "m")]
+
 Function = Callable[[Any], Any]
 Columns = dict[str, Column]
 
@@ -197,7 +199,7 @@ class _ArrowStep(_Step):
 def _spread(column: Column, places: Any, rows: int, dtype: Any) -> Column:
     """Put the values of some rows in their places, among nulls."""
     values, mask = column
-    spread, is_null = np.zeros(rows, dtype), np.ones(rows, dtype=bool)
+    spread, is_null = np.empty(rows, dtype) if dtype.hasobject else np.zeros(rows, dtype), np.ones(rows, dtype=bool)
     spread[places] = values
     is_null[places] = False if mask is None else mask
     return spread, is_null
@@ -221,14 +223,17 @@ def _array(field: Field, given: Any) -> pa.Array:
     if isinstance(given, pa.Array | pa.ChunkedArray):
         array = arrow_of(given)
         return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
-    if isinstance(given, str | bytes | Mapping | pa.Scalar) or not hasattr(given, "__len__") or np.ndim(given) == 0:
+    is_single = isinstance(given, str | bytes | Mapping | pa.Scalar) or (isinstance(given, np.ndarray) and not given.ndim)
+    if is_single or not hasattr(given, "__len__"):
         raise _FaultError(f"returned a single {type(given).__name__}; a column with a value for each row is needed", field.name)
     try:
         if isinstance(given, np.ma.MaskedArray):
             return pa.array(given.data, mask=np.ma.getmaskarray(given))
         if field.type.item is not None:
             return pa.array(list(given))
-        return pa.array(np.asarray(given) if not isinstance(given, list) else given)
+        values = given if isinstance(given, list) else np.asarray(given)
+        is_coarse = not isinstance(values, list) and values.dtype in _COARSE  # units that Arrow does not have
+        return pa.array(values.astype("M8[s]") if is_coarse else values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as reason:
         raise _FaultError(f"returned what is no column of {field.type}: {reason}", field.name, is_of_a_row=True) from reason
 

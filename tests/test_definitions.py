@@ -496,7 +496,10 @@ def _signature(node: ast.ClassDef) -> _Signature:
     return _Signature(declared, [*positional, *([("_", False)] if keywords else []), *keywords])
 
 
-SIGNED = ["Field", "Aggregation", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "FeatureService"]
+SIGNED = [
+    "Field", "Code", "Aggregation", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "RequestSource",
+    "OnDemandFeatureView", "FeatureService",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SIGNED)
@@ -518,6 +521,7 @@ def test_every_definition_has_a_signature() -> None:
 def test_the_public_names_are_these() -> None:
     """`featurestore.__all__` is what users may rely on, and every name of it resolves."""
     definitions = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource"]
+    definitions += ["OnDemandFeatureView", "RequestSource", "on_demand_feature_view"]
     names = sorted([*definitions, "FeatureStore", "FeatureStoreClient", "AsyncFeatureStoreClient"])
 
     assert featurestore.__all__ == names

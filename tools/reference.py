@@ -29,6 +29,7 @@ _FORMATS = {
     "Online keys": "featurestore.online.keys",
     "Online rows": "featurestore.online.rows",
     "The embedded server's folder": "featurestore.online.embedded",
+    "Code of on-demand views": "featurestore.functions",
     "Registry": "featurestore.registry.schema",
     "Leases": "featurestore.registry.lease",
 }

@@ -215,7 +215,7 @@ class TrainingSet:
         late = np.zeros(len(limits), dtype=np.int64)
         rows, latest = 0, -(2**63)
         for times in self.spine.times():
-            late += [int(np.count_nonzero(times > limit)) for _, limit in limits]
+            late += np.array([np.count_nonzero(times > limit) for _, limit in limits], dtype=np.int64)
             rows += len(times)
             latest = max(latest, int(times.max(initial=latest)))
         faults = [_incompleteness(lookup, int(count), rows) for (lookup, _), count in zip(limits, late, strict=True) if count]
