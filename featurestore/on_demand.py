@@ -32,6 +32,7 @@ from featurestore.types import is_of_kind
 __all__ = ["Evaluation", "Function"]
 
 _COARSE = [np.dtype(f"M8[{unit}]") for unit in ("Y", "M", "W", "h", "m")]
+"""Units that Arrow does not have."""
 
 Function = Callable[[Any], Any]
 Columns = dict[str, Column]
@@ -231,9 +232,10 @@ def _array(field: Field, given: Any) -> pa.Array:
             return pa.array(given.data, mask=np.ma.getmaskarray(given))
         if field.type.item is not None:
             return pa.array(list(given))
-        values = given if isinstance(given, list) else np.asarray(given)
-        is_coarse = not isinstance(values, list) and values.dtype in _COARSE  # units that Arrow does not have
-        return pa.array(values.astype("M8[s]") if is_coarse else values)
+        if isinstance(given, list):
+            return pa.array(given)
+        values = np.asarray(given)
+        return pa.array(values.astype("M8[s]") if values.dtype in _COARSE else values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as reason:
         raise _FaultError(f"returned what is no column of {field.type}: {reason}", field.name, is_of_a_row=True) from reason
 

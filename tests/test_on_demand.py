@@ -541,7 +541,8 @@ def test_t09_request_columns_are_checked(flights: FeatureStore, change: dict[str
 
 def test_t09_integers_of_a_request_may_be_whole_floats_where_floats_are_declared(flights: FeatureStore) -> None:
     """The integer 5 is the number 5.0, in plain lists as in Arrow."""
-    for distance in ([5], [5.0], pa.array([5], pa.int32()), np.array([5.0], np.float32)):
+    columns: list[Any] = [[5], [5.0], pa.array([5], pa.int32()), np.array([5.0], np.float32)]
+    for distance in columns:
         assert flights.get_online_features({"distance": distance}, "only_request").to_dict()["distance_only__miles"] == [
             5 / 1.609344
         ]
