@@ -2,7 +2,8 @@
 
 In this order, so that whoever was killed in between only has to do it again: the tombstones are recorded, which every later read of
 a source respects; the online rows are deleted by a run of a number above all others, so that no run that is under way brings them
-back; then each version's tables are written anew under its lease. What is recorded of it has hashes and counts, never keys.
+back; then each version's tables are written anew under its lease, and the serving log. What is recorded of it has hashes and
+counts, never keys.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from featurestore.offline.upkeep import data_files, discard_unnamed, erase
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Loaded, Tombstones, Version
+from featurestore.serving_log.layout import rewrite
 from featurestore.settings import Settings
 from featurestore.specs import from_spec
 from featurestore.types import as_key_column
@@ -46,12 +48,16 @@ class ErasedVersion:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an erasure did: hashes and counts, never keys. `is_log_compacted` says whether the online server dropped its old log."""
+    """What an erasure did: hashes and counts, never keys.
+
+    `serving_log_rows` were erased from the serving log; `is_log_compacted` says whether the online server dropped its own old log.
+    """
 
     entity: str
     erased_at: int
     digests: tuple[str, ...]
     versions: tuple[ErasedVersion, ...] = field(default=())
+    serving_log_rows: int = 0
     is_log_compacted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +99,8 @@ class Erasure:
                 busy.append(str(reason))
             else:
                 done.append(ErasedVersion(each.view.name, each.number, deleted[each.uid], rows, files))
-        manifest = Manifest(entity, now, hashes, tuple(done), is_log_compacted=self._compact())
+        logged = rewrite(self.settings.serving_log_folder, tombstones)
+        manifest = Manifest(entity, now, hashes, tuple(done), logged, is_log_compacted=self._compact())
         self.registry.record_erasure(entity, manifest.to_dict(), now=now)
         if busy:
             raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")

@@ -19,6 +19,11 @@
     server.training_timeout_ms  600000                          the same for historical features and training sets
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
     server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
+    serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
+    serving_log.path  .featurestore/serving_log                 the folder of the serving log
+    serving_log.max_size  1GB                                   what the log may take on disk; the oldest files go
+    serving_log.queue_rows  100000                              how many rows may wait to be written; more are dropped and counted
+    serving_log.flush_seconds  10.0                             how often what waits is written
 
 A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.
 """
@@ -52,6 +57,11 @@ def _bytes(text: str) -> int:
     if match is None:
         raise ValueError(f"expected a size such as 512MB or 4GB, got {text!r}")
     return int(match[1]) * 1000 ** ("KMGT".index(match[2].upper()) + 1)
+
+
+def _size(text: str) -> str:
+    _bytes(text)
+    return text
 
 
 def _checked_size(text: str) -> str:
@@ -107,6 +117,21 @@ class ServerSettings(_Section):
     cors_origins: list[str] = []
 
 
+class ServingLogSettings(_Section):
+    """What is logged of what is served."""
+
+    sample: float = Field(default=0.0, ge=0, le=1)
+    path: str = ".featurestore/serving_log"
+    max_size: Annotated[str, AfterValidator(_size)] = "1GB"
+    queue_rows: int = Field(default=100_000, ge=1)
+    flush_seconds: float = Field(default=10.0, gt=0)
+
+    @property
+    def most_bytes(self) -> int:
+        """What the log may take, in bytes."""
+        return _bytes(self.max_size)
+
+
 class Settings(BaseSettings):
     """All settings of one repo, checked. `root` is the repo's folder."""
 
@@ -121,6 +146,7 @@ class Settings(BaseSettings):
     offline: OfflineSettings = OfflineSettings()
     online: OnlineSettings = OnlineSettings()
     server: ServerSettings = ServerSettings()
+    serving_log: ServingLogSettings = ServingLogSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -149,6 +175,11 @@ class Settings(BaseSettings):
     def offline_folder(self) -> Path:
         """The folder of the offline tables."""
         return self.root / self.offline.path
+
+    @property
+    def serving_log_folder(self) -> Path:
+        """The folder of the serving log."""
+        return self.root / self.serving_log.path
 
     @property
     def threads(self) -> int:

@@ -25,17 +25,19 @@ from featurestore.offline.session import configure
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, TrainingSet
 from featurestore.online import embedded
+from featurestore.online.fetching import Found
 from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
-from featurestore.online.vectors import FeatureVectors, LookupPlan
+from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.parity import ViewParity, compare
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
-from featurestore.registry.state import Applied, Rollback, Run, Version
+from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Version
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
 from featurestore.runs import ViewRuns, fed_versions
+from featurestore.serving_log.writer import ServingLog
 from featurestore.settings import Settings, load_settings, redacted
 from featurestore.sizing import Estimate, estimates
 from featurestore.training import TrainingSets
@@ -65,13 +67,14 @@ class FeatureStore:
     """A feature store over one repo of definitions. Use it with `with`, or close it.
 
     `repo` is the folder that holds `featurestore.toml`, or settings that are loaded already. `clock` gives the present in
-    microseconds; by default the repo's settings do.
+    microseconds; by default the repo's settings do. `serving_log` logs what is served, none unless the settings ask for it.
     """
 
     def __init__(self, repo: str | Path | Settings = ".", *, clock: Clock | None = None) -> None:
         self.settings = repo if isinstance(repo, Settings) else load_settings(Path(repo))
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
+        self.serving_log = ServingLog(self.settings, self._tombstones) if self.settings.serving_log.sample else None
         self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
@@ -88,8 +91,13 @@ class FeatureStore:
                 self._registry = Registry(self.settings.registry_url, self.settings.project, shown)
             return self._registry
 
+    def _tombstones(self) -> Tombstones:
+        return self.registry.tombstones()
+
     def close(self) -> None:
-        """Close connections. The embedded online server goes on until `stop`."""
+        """Close connections, and write what waits for the serving log. The embedded online server goes on until `stop`."""
+        if self.serving_log is not None:
+            self.serving_log.close()
         self.online.close()
         if self._registry is not None:
             self._registry.close()
@@ -288,7 +296,7 @@ class FeatureStore:
         """
         plan = self._lookup_plan(features)
         request = plan.request(entities)
-        return plan.answer(request, self.online.fetch(request.names), now=self.clock())
+        return self._answer(request, self.online.fetch(request.names))
 
     async def get_online_features_async(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
         """Return the same as `get_online_features`: all tasks of an event loop share one connection to each server.
@@ -299,7 +307,14 @@ class FeatureStore:
             await asyncio.to_thread(self._serving_now)
         plan = self._lookup_plan(features)
         request = plan.request(entities)
-        return plan.answer(request, await self.online.fetch_async(request.names), now=self.clock())
+        return self._answer(request, await self.online.fetch_async(request.names))
+
+    def _answer(self, request: Request, found: Found) -> FeatureVectors:
+        now = self.clock()
+        vectors = request.plan.answer(request, found, now=now)
+        if self.serving_log is not None:
+            self.serving_log.offer(request, vectors, now)
+        return vectors
 
     def _lookup_plan(self, features: Features) -> LookupPlan:
         """Return what a service or a list of features asks for, compiled once for what names mean now."""
@@ -378,6 +393,7 @@ class FeatureStore:
             for version in versions:
                 shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
             self.registry.drop()
+            shutil.rmtree(self.settings.serving_log_folder, ignore_errors=True)
             shutil.rmtree(self.settings.state, ignore_errors=True)
 
 

@@ -29,6 +29,7 @@ LAYERS = (  # lowest first
     "featurestore.repo",
     "featurestore.sizing",
     "featurestore.materialize",
+    "featurestore.serving_log",
     "featurestore.erasure",
     "featurestore.retirement",
     "featurestore.runs",

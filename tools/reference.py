@@ -30,6 +30,7 @@ _FORMATS = {
     "Online rows": "featurestore.online.rows",
     "The embedded server's folder": "featurestore.online.embedded",
     "Code of on-demand views": "featurestore.functions",
+    "The serving log": "featurestore.serving_log.layout",
     "Registry": "featurestore.registry.schema",
     "Leases": "featurestore.registry.lease",
 }

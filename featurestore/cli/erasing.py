@@ -61,6 +61,8 @@ def _parts(manifest: Manifest) -> Iterator[RenderableType]:
     if manifest.versions:
         rows = [[each.view, each.version, each.online_rows, each.rows, each.files] for each in manifest.versions]
         yield grid(["view", "version", "online", "rows", "files written anew"], rows)
+    if manifest.serving_log_rows:
+        yield f"{counted(manifest.serving_log_rows, 'row')} of the serving log erased."
     yield f"{counted(len(manifest.digests), manifest.entity)} erased. The sources are yours to erase."
     if not manifest.is_log_compacted:
         yield "The online server did not compact its log, which may hold old rows: see to that there."

@@ -7,7 +7,7 @@ of other types what DuckDB casts to VARCHAR. DuckDB computes it, for what is era
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -18,7 +18,7 @@ from featurestore.offline.session import identifier, literal, session
 from featurestore.offline.sources import ViewRows
 from featurestore.registry.state import Tombstones
 
-__all__ = ["digests", "is_kept", "without_erased"]
+__all__ = ["digests", "is_kept", "is_row_kept", "without_erased"]
 
 
 def digests(secret: str, keys: Sequence[Field], columns: Sequence[pa.ChunkedArray]) -> list[str]:
@@ -29,13 +29,18 @@ def digests(secret: str, keys: Sequence[Field], columns: Sequence[pa.ChunkedArra
 
 
 def is_kept(view: FeatureView, tombstones: Tombstones) -> str | None:
-    """Return the SQL condition that a row of a view is of no erased key; none if nothing of the view's keys is erased.
+    """Return the SQL condition that a row of a view is of no erased key; none if nothing of the view's keys is erased."""
+    return is_row_kept({key.name: key for key in view.join_keys}, tombstones)
+
+
+def is_row_kept(columns: Mapping[str, Field], tombstones: Tombstones) -> str | None:
+    """Return the SQL condition that a row is of no erased key; `columns` are those that stand for join keys, by the keys' names.
 
     A tombstone is for the columns of an entity, so it holds in every view that has them, with keys of several entities too.
     """
     conditions = []
     for names, erased in sorted(tombstones.digests.items()):
-        keys = [key for name in names for key in view.join_keys if key.name == name]
+        keys = [columns[name] for name in names if name in columns]
         if erased and len(keys) == len(names):
             listed = ", ".join(map(literal, sorted(erased)))
             conditions.append(f"coalesce({_digest(tombstones.secret, keys)} NOT IN ({listed}), true)")

@@ -78,6 +78,15 @@ class OnlineRows:
         timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
         return timed if self._is_whole else timed.take(self._places(self._is_found))
 
+    @property
+    def plain_event_times(self) -> list[int]:
+        """The event time of each row in microseconds, the least int64 where nothing was found, and in static views."""
+        times = self._batch.event_times
+        if self._is_whole:
+            return times
+        found = iter(times)
+        return [next(found) if is_there else NO_EVENT_TIME for is_there in self._is_found]
+
     def _places(self, is_wanted: Sequence[bool]) -> pa.Array:
         """Return where each row stands among those that are stored, null for those that are not wanted."""
         return pa.array(np.cumsum(self._is_found) - 1, mask=~np.array(is_wanted, dtype=bool))

@@ -82,6 +82,10 @@ class FeatureVectors:
             inputs[name] = rows.plain[feature] if request.is_plain else rows.features[feature]
         return inputs
 
+    def plain_event_times(self) -> dict[str, list[int]]:
+        """Return the event times in microseconds, by view; the least int64 where nothing was found, and in static views."""
+        return {lookup.name: rows.plain_event_times for lookup, rows in zip(self._plan.lookups, self._answers, strict=True)}
+
     def to_arrow(self) -> pa.Table:
         """Return the vectors as an Arrow table."""
         return self.columns

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.clock import duration_micros, instant_text, parse_duration, parse_instant
-from featurestore.settings import FILE_NAME, OfflineSettings, OnlineSettings, RegistrySettings, load_settings
+from featurestore.settings import FILE_NAME, OfflineSettings, OnlineSettings, RegistrySettings, ServingLogSettings, load_settings
 from featurestore.store import FeatureStore, Moment
 
 __all__ = ["Throwaway", "VirtualClock", "throwaway_store"]
@@ -83,8 +83,15 @@ def throwaway_store(folder: str | Path, *, now: Moment | None = None, leave_out:
     try:
         copy = shutil.copytree(given.root, made / "repo", ignore=shutil.ignore_patterns(*_LEFT_OUT, *leave_out))
         (copy / FILE_NAME).write_text(f'project = "{given.project}"\n')
-        parts = {"registry": RegistrySettings(), "offline": OfflineSettings(), "online": OnlineSettings(), "now": None}
-        store = FeatureStore(given.model_copy(update={"root": copy.resolve(), **parts}), clock=clock)
+        parts = {
+            "root": copy.resolve(),
+            "now": None,
+            "registry": RegistrySettings(),
+            "offline": OfflineSettings(),
+            "online": OnlineSettings(),
+            "serving_log": given.serving_log.model_copy(update={"path": ServingLogSettings().path}),
+        }
+        store = FeatureStore(given.model_copy(update=parts), clock=clock)
         try:
             yield Throwaway(store, clock, copy)
         finally:

@@ -156,9 +156,13 @@ class OnlineFeatures:
         self._limits.check_features(len(plan.lookup.places))
         lookup = await asyncio.to_thread(_request, plan, asked, self._limits) if is_large else _request(plan, asked, self._limits)
         found = await self._fetch(lookup)
-        made = plan.lookup.answer(lookup, found, now=self._store.clock())
+        now = self._store.clock()
+        made = plan.lookup.answer(lookup, found, now=now)
         write = _json_answer if request.answer_type == JSON else _arrow_answer
-        return await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
+        content = await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
+        if self._store.serving_log is not None:
+            self._store.serving_log.offer(lookup, made, now)
+        return content
 
     def _check(self, asked: _Asked) -> None:
         if type(asked.wanted) is list:

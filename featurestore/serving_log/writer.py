@@ -1,0 +1,181 @@
+"""Writing the serving log beside lookups: a lookup puts its answer into a queue, and a thread does the rest.
+
+A request is logged whole or not at all, which chance decides for each anew: the log is a fair picture of the traffic, and no
+entity is favoured or left out. A lookup that is logged costs one lock and one append; what was served is turned into columns by the
+thread, in pieces so small that they hold no lookup up. The queue is bounded: when it is full, rows are dropped and counted, never
+waited for.
+
+What is queued is written every `flush_seconds` and when the store is closed. A process that is killed loses that much, and leaves
+no torn file.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+import pyarrow as pa
+
+from featurestore.errors import FeatureStoreError, OnlineStoreError
+from featurestore.online.vectors import FeatureVectors, Request
+from featurestore.registry.selection import Selection
+from featurestore.registry.state import Tombstones
+from featurestore.serving_log.batches import Served, batch_of, header_of
+from featurestore.serving_log.layout import LogHeader, locked, trim, write
+from featurestore.settings import Settings
+
+__all__ = ["LogCounts", "ServingLog"]
+
+_LOGGER = logging.getLogger("featurestore")
+_POLL_SECONDS = 0.1
+_PIECE = 64
+"""How many requests are turned into columns at a time, while lookups wait for the interpreter."""
+_PIECE_ROWS = 512
+_YIELD_SECONDS = 0.001
+_CLOSE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LogCounts:
+    """How many rows were logged, dropped, and wait to be written, since the store was opened."""
+
+    logged: int
+    dropped: int
+    queued: int
+
+
+class ServingLog:
+    """Logs what one store serves. Threads and event loops may share it; its own thread starts with the first row."""
+
+    def __init__(self, settings: Settings, tombstones: Callable[[], Tombstones]) -> None:
+        """Take what gives the erased keys, which are asked for before each file."""
+        self._settings, self._folder, self._tombstones = settings.serving_log, settings.serving_log_folder, tombstones
+        self._sample, self._most = self._settings.sample, self._settings.queue_rows
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._queue: list[Served] = []
+        self._held = self._dropped = self._logged = self._told = 0
+        self._pending: dict[tuple[str, str], tuple[LogHeader, list[pa.Table]]] = {}
+        self._thread: threading.Thread | None = None
+        self._ending = threading.Event()
+
+    def offer(self, request: Request, vectors: FeatureVectors, now: int) -> None:
+        """Log an answered request if chance chooses it and the queue has room. Never waits, and raises nothing."""
+        if self._sample < 1 and random.random() >= self._sample:  # noqa: S311 (a sample, no secret)
+            return
+        rows = request.rows
+        with self._lock:
+            if self._held + rows > self._most:
+                self._dropped += rows
+                return
+            self._held += rows
+            self._queue.append(Served(request, vectors, now))
+        if self._thread is None or not self._thread.is_alive():  # a forked process has to start its own
+            self._start()
+
+    @property
+    def counts(self) -> LogCounts:
+        """How many rows were logged, dropped, and wait."""
+        with self._lock:
+            return LogCounts(self._logged, self._dropped, self._held)
+
+    def flush(self) -> None:
+        """Write all that is queued."""
+        with self._writing:
+            self._drain()
+            self._write()
+
+    def close(self) -> None:
+        """Write what is queued, and end the thread; a store that is used again starts it anew."""
+        thread, self._thread = self._thread, None
+        if thread is not None and thread.is_alive():
+            self._ending.set()
+            thread.join(_CLOSE_SECONDS)
+        if self._queue or self._pending:
+            self.flush()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._ending = threading.Event()
+                self._thread = threading.Thread(target=self._run, args=(self._ending,), name="serving log", daemon=True)
+                self._thread.start()
+
+    def _run(self, ending: threading.Event) -> None:
+        due = time.monotonic() + self._settings.flush_seconds
+        while not ending.wait(_POLL_SECONDS):
+            with self._writing:
+                self._drain()
+                if time.monotonic() >= due or self._held > self._most // 2:
+                    self._write()
+                    due = time.monotonic() + self._settings.flush_seconds
+        self.flush()
+
+    def _drain(self) -> None:
+        """Turn what is queued into columns."""
+        with self._lock:
+            taken, self._queue = self._queue, []
+        groups: dict[int, list[Served]] = {}
+        for each in taken:
+            groups.setdefault(id(each.request.plan), []).append(each)
+        for group in groups.values():
+            self._keep(group)
+
+    def _keep(self, group: list[Served]) -> None:
+        selection = group[0].request.plan.selection
+        header = header_of(selection, self._sample)
+        _, batches = self._pending.setdefault((header.service, header.fingerprint), (header, []))
+        first = 0
+        while first < len(group):
+            last, rows = first, 0
+            while last < len(group) and last - first < _PIECE and rows < _PIECE_ROWS:
+                rows += group[last].request.rows
+                last += 1
+            batches += self._columns(selection, group[first:last])
+            first = last
+            time.sleep(_YIELD_SECONDS)
+
+    def _columns(self, selection: Selection, piece: list[Served]) -> list[pa.Table]:
+        try:
+            return [batch_of(selection, piece)]
+        except OnlineStoreError:  # one of them nobody could read
+            if len(piece) == 1:
+                self._lose(piece[0].request.rows)
+                return []
+            return [batch for each in piece for batch in self._columns(selection, [each])]
+
+    def _lose(self, rows: int) -> None:
+        with self._lock:
+            self._held -= rows
+            self._dropped += rows
+
+    def _write(self) -> None:
+        pending, self._pending = self._pending, {}
+        for header, batches in pending.values():
+            if not batches:
+                continue
+            table = pa.concat_tables(batches)
+            try:
+                with locked(self._folder, alone=False):
+                    tombstones = self._tombstones()
+                    write(self._folder, self._counted(header), table, tombstones)
+            except (FeatureStoreError, OSError) as reason:
+                _LOGGER.warning("the serving log loses %d rows: %s", len(table), reason)
+                self._lose(len(table))
+            else:
+                with self._lock:
+                    self._held -= len(table)
+                    self._logged += len(table)
+        if pending:
+            with suppress(OSError):
+                trim(self._folder, self._settings.most_bytes)
+
+    def _counted(self, header: LogHeader) -> LogHeader:
+        """Return the header with the rows that were dropped since the last file."""
+        with self._lock:
+            dropped, self._told = self._dropped - self._told, self._dropped
+        return replace(header, dropped=dropped)
