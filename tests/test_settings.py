@@ -59,6 +59,7 @@ def flat(settings: Settings) -> dict[str, Any]:
         "online.url": settings.online.url,
         "online.timeout_ms": settings.online.timeout_ms,
         **{f"server.{name}": value for name, value in settings.server.model_dump().items()},
+        **{f"serving_log.{name}": value for name, value in settings.serving_log.model_dump().items()},
     }
 
 
@@ -81,6 +82,11 @@ DEFAULTS: dict[str, Any] = {
     "server.training_timeout_ms": 600_000,
     "server.grace_seconds": 10,
     "server.cors_origins": [],
+    "serving_log.sample": 0.0,
+    "serving_log.path": ".featurestore/serving_log",
+    "serving_log.max_size": "1GB",
+    "serving_log.queue_rows": 100_000,
+    "serving_log.flush_seconds": 10.0,
 }
 
 
@@ -114,6 +120,12 @@ request_timeout_ms = 6
 training_timeout_ms = 7
 grace_seconds = 0
 cors_origins = ["https://a.example"]
+[serving_log]
+sample = 0.5
+path = "/data/log"
+max_size = "5MB"
+queue_rows = 6
+flush_seconds = 7.5
 """
 
     assert flat(load(text)) == {
@@ -135,6 +147,11 @@ cors_origins = ["https://a.example"]
         "server.training_timeout_ms": 7,
         "server.grace_seconds": 0,
         "server.cors_origins": ["https://a.example"],
+        "serving_log.sample": 0.5,
+        "serving_log.path": "/data/log",
+        "serving_log.max_size": "5MB",
+        "serving_log.queue_rows": 6,
+        "serving_log.flush_seconds": 7.5,
     }
 
 
@@ -157,6 +174,11 @@ VARIABLES = [
     ("FEATURESTORE_SERVER__TRAINING_TIMEOUT_MS", "7", "server.training_timeout_ms", 7),
     ("FEATURESTORE_SERVER__GRACE_SECONDS", "0", "server.grace_seconds", 0),
     ("FEATURESTORE_SERVER__CORS_ORIGINS", '["https://a.example"]', "server.cors_origins", ["https://a.example"]),
+    ("FEATURESTORE_SERVING_LOG__SAMPLE", "0.25", "serving_log.sample", 0.25),
+    ("FEATURESTORE_SERVING_LOG__PATH", "log", "serving_log.path", "log"),
+    ("FEATURESTORE_SERVING_LOG__MAX_SIZE", "2GB", "serving_log.max_size", "2GB"),
+    ("FEATURESTORE_SERVING_LOG__QUEUE_ROWS", "8", "serving_log.queue_rows", 8),
+    ("FEATURESTORE_SERVING_LOG__FLUSH_SECONDS", "9", "serving_log.flush_seconds", 9.0),
 ]
 
 
