@@ -40,7 +40,7 @@ def set_log(folder: Path, **settings: Any) -> None:
 
 
 @pytest.fixture
-def logging(weather_repo: Repo) -> Iterator[Logging]:
+def logging(weather_repo: Repo) -> Logging:
     """Return a store over the weather, materialized at 13:00 and logging as the settings say."""
 
     def make(**settings: Any) -> FeatureStore:
@@ -322,7 +322,7 @@ def gifts(repo: Repo) -> FeatureStore:
     return store
 
 
-GIFTS = {"giver_id": [BIG, BIG, 7, 7], "item_id": ["a", "b", "a", "b"], "friend_id": [7, 7, 7, 1]}
+GIFTS: dict[str, Any] = {"giver_id": [BIG, BIG, 7, 7], "item_id": ["a", "b", "a", "b"], "friend_id": [7, 7, 7, 1]}
 
 
 def test_t14_an_erased_entity_is_erased_from_the_log_in_every_role_and_key(gifts: FeatureStore) -> None:
