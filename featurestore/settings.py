@@ -23,7 +23,7 @@
     serving_log.path  .featurestore/serving_log                 the folder of the serving log
     serving_log.max_size  1GB                                   what the log may take on disk; the oldest files go
     serving_log.queue_rows  100000                              how many rows may wait to be written; more are dropped and counted
-    serving_log.flush_seconds  10.0                             how often what waits is written
+    serving_log.flush_seconds  60.0                             how often what waits is written
 
 A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url`. Relative paths are relative to the repo.
 """
@@ -124,7 +124,7 @@ class ServingLogSettings(_Section):
     path: str = ".featurestore/serving_log"
     max_size: Annotated[str, AfterValidator(_size)] = "1GB"
     queue_rows: int = Field(default=100_000, ge=1)
-    flush_seconds: float = Field(default=10.0, gt=0)
+    flush_seconds: float = Field(default=60.0, gt=0)
 
     @property
     def most_bytes(self) -> int:

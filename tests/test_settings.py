@@ -86,7 +86,7 @@ DEFAULTS: dict[str, Any] = {
     "serving_log.path": ".featurestore/serving_log",
     "serving_log.max_size": "1GB",
     "serving_log.queue_rows": 100_000,
-    "serving_log.flush_seconds": 10.0,
+    "serving_log.flush_seconds": 60.0,
 }
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurestore.online.answers import Status
 from featurestore.online.rows import NO_EVENT_TIME
+from featurestore.online.status import Status
 from featurestore.online.vectors import FeatureVectors, Request
 from featurestore.registry.selection import Selection
 from featurestore.serving_log.layout import (
