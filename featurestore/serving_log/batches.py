@@ -58,9 +58,10 @@ def header_of(selection: Selection, sample: float) -> LogHeader:
         service=selection.name,
         fingerprint=selection.fingerprint(),
         columns=selection.columns,
-        keys={name: str(type_) for name, type_ in selection.keys.items()},
+        keys={name: str(type_) for name, type_ in selection.needed.items()},
         lookups=lookups,
         sample=sample,
+        on_demand=tuple(dict(each.spec) for each in selection.computed),
     )
 
 
@@ -73,7 +74,7 @@ def batch_of(selection: Selection, served: Sequence[Served]) -> pa.Table:
     """
     rows = [each.request.rows for each in served]
     columns: dict[str, Any] = {REQUESTED_AT: pa.array(np.repeat([each.now for each in served], rows), pa.int64()).cast(UTC_TIME)}
-    for name, type_ in selection.keys.items():
+    for name, type_ in selection.needed.items():
         columns[name] = _keys(name, type_, served)
     features = [each.vectors.plain_features() for each in served]
     for name, type_ in selection.types().items():

@@ -23,6 +23,7 @@ The file's metadata has JSON under `featurestore.serving_log`:
     columns      the feature columns, in order
     keys         the type of each key and request column
     lookups      of each view or alias: name, view, version (its uid), join_keys (which column stands for which), features
+    on_demand    the specs of on-demand views, in the order in which they are computed
     sample       the share of requests that was logged
     dropped      rows that this process could not log since its file before, as its queue was full or its disk failed
 """
@@ -38,6 +39,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -96,6 +98,7 @@ class LogHeader:
     keys: dict[str, str]
     lookups: tuple[LoggedLookup, ...]
     sample: float
+    on_demand: tuple[dict[str, Any], ...] = ()
     dropped: int = 0
     format: int = _FORMAT
 
@@ -117,7 +120,7 @@ class LogFile:
     header: LogHeader
     rows: int
 
-    def read(self, tombstones: Tombstones) -> pa.Table:
+    def read(self, tombstones: Tombstones) -> pa.Table | None:
         """Return its rows but those of erased keys; none if the file has gone since it was listed.
 
         Raises:
@@ -127,7 +130,7 @@ class LogFile:
         try:
             table = pq.read_table(self.path, partitioning=None)
         except FileNotFoundError:
-            return pa.table({})
+            return None
         except (OSError, pa.ArrowException) as reason:
             raise OfflineStoreError(f"the serving log's file {self.path} cannot be read: {reason}") from reason
         return _without_erased(table, self.header, tombstones)
@@ -217,11 +220,13 @@ def rewrite(folder: Path, tombstones: Tombstones) -> int:
         _remove_partials(folder, math.inf)  # nobody writes now
         for file in log_files(folder):
             kept = file.read(tombstones)
+            if kept is None or len(kept) == file.rows:
+                continue
             erased += file.rows - len(kept)
-            if not len(kept):
-                file.path.unlink(missing_ok=True)
-            elif len(kept) < file.rows:
+            if len(kept):
                 _write(file.path, file.header, kept)
+            else:
+                file.path.unlink(missing_ok=True)
     return erased
 
 
