@@ -74,10 +74,10 @@ def test_mutated_requests_never_break_the_service(client: TestClient) -> None:
     query = {"features": "every_type:large"}
     cases: list[tuple[str, str, bytes, dict[str, str], int]] = [
         (ONLINE, JSON, online, {}, 150),
-        (HISTORICAL, JSON, spine.encode(), {}, 100),
+        (HISTORICAL, JSON, spine.encode(), {}, 30),
         (ONLINE, ARROW, as_stream(pa.table({"user_id": [BIG, None]})), query, 150),
-        (HISTORICAL, ARROW, as_stream(SPINE), query, 150),
-        (HISTORICAL, PARQUET, as_parquet(SPINE), query, 100),
+        (HISTORICAL, ARROW, as_stream(SPINE), query, 40),
+        (HISTORICAL, PARQUET, as_parquet(SPINE), query, 30),
     ]
     for route, type_, body, parameters, count in cases:
         assert client.post(route, content=body, params=parameters, headers={"Content-Type": type_}).status_code == 200

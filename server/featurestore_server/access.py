@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from featurestore.registry.api_keys import ApiKey, digest_of
 from featurestore_server.problems import ProblemError
 
-__all__ = ["Access", "permit", "role_of", "set_key"]
+__all__ = ["Access", "current_key", "permit", "role_of", "set_key"]
 
 ANY = "any role"
 _SERVICES = "/v1/registry/feature-services/"
@@ -85,6 +85,11 @@ class Access:
 def set_key(key: ApiKey) -> None:
     """Remember whose request the running task answers."""
     _key.set(key)
+
+
+def current_key() -> ApiKey:
+    """Return the key of the request that the running task answers."""
+    return _key.get()
 
 
 def permit(wanted: str | Sequence[str], key: ApiKey | None = None) -> None:

@@ -20,6 +20,7 @@ from featurestore_server.gate import Gate
 from featurestore_server.limits import Limits
 from featurestore_server.plans import Plans
 from featurestore_server.problems import UnexpectedErrors, handle_errors
+from featurestore_server.processes import Processes
 
 __all__ = ["create_app"]
 
@@ -55,6 +56,7 @@ def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
     app.state.store, app.state.limits, app.state.online = store, limits, online.OnlineFeatures(store, plans, limits)
+    app.state.processes = Processes(store)
     app.lookups = UnexpectedErrors(app.state.online)
     app.others = Gate(super(_Service, app).__call__, plans.access, limits)
     for group in (online, historical, registry, health):
@@ -105,7 +107,7 @@ def _document_problems(schema: dict[str, Any]) -> None:
     with_body = by_name | {"malformed", "not-acceptable", "too-large", "unsupported-media-type"}
     own = {
         "/v1/online-features": with_body | {"online-store"},
-        "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store"},
+        "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store", "busy"},
         "/v1/registry": guarded,
         "/v1/registry/freshness": guarded,
         "/healthz": set(),

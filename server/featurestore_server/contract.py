@@ -55,8 +55,10 @@ Values in JSON. They are exact: what goes in on one side comes out on the other,
     as: decimals and times of day in a text, timestamps with the digits of their unit, structs as objects. Other types (maps,
     durations, unions) have no JSON form: a 422 says so, and Arrow and Parquet answers have them.
 
-Streams. Historical answers are computed and sent in batches. What can be known before is found before the first byte and is a
-problem with its status; if a later batch fails, the connection ends without the end of the body, which clients see as an error.
+Streams. Historical answers are computed and sent in batches, each in a process of its own, no faster than the client reads; the
+    process ends when the client goes away. Bodies of spines go to the disk while they come. What can be known before is found
+    before the first byte and is a problem with its status; if a later batch fails, the connection ends without the end of the
+    body, which clients see as an error. What is beyond `server.training_processes` and `server.training_queue` is a 503.
 
 Problems (RFC 9457): `{"type", "title", "status", "detail"}`; `type` is `/problems/<code>` and stable, of the codes in `PROBLEMS`.
 `name` is the offender where it has a name (a feature, a key column, a parameter), `nearest` the known names closest to it, best
@@ -152,6 +154,7 @@ PROBLEMS = {
     "internal": ProblemType(500, "The service failed unexpectedly"),
     "registry": ProblemType(503, "The registry cannot be used"),
     "online-store": ProblemType(503, "The online store does not answer"),
+    "busy": ProblemType(503, "As many training queries as may be are computed and waiting"),
     "not-ready": ProblemType(503, "The service is not ready"),
     "too-slow": ProblemType(503, "The answer took too long"),
 }

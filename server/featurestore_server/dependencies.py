@@ -16,7 +16,7 @@ from featurestore_server.limits import Limits
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError, invalid
 
-__all__ = ["Received", "Store", "received", "request_schema", "validated"]
+__all__ = ["Received", "Store", "negotiated", "received", "request_schema", "validated"]
 
 _REPEATED = "features"  # the one parameter of several values
 _M = TypeVar("_M", bound=BaseModel)
@@ -79,12 +79,16 @@ def received(*types: str) -> Callable[[Request], Awaitable[Received]]:
     """Return the dependency that reads a request whose body and answer may have these types."""
 
     async def receive(request: Request) -> Received:
-        sent = sent_type(request.headers, types)
-        answer = accepted_type(", ".join(request.headers.getlist("accept")), (sent, *(type_ for type_ in types if type_ != sent)))
-        query = {name: request.query_params.getlist(name) for name in request.query_params}
-        return Received(sent, answer, query, await request.body(), request.app.state.limits)
+        return Received(*negotiated(request, *types), await request.body(), request.app.state.limits)
 
     return receive
+
+
+def negotiated(request: Request, *types: str) -> tuple[str, str, dict[str, list[str]]]:
+    """Return the type of a request's body, that of its answer, and its query; both may have these types."""
+    sent = sent_type(request.headers, types)
+    answer = accepted_type(", ".join(request.headers.getlist("accept")), (sent, *(type_ for type_ in types if type_ != sent)))
+    return sent, answer, {name: request.query_params.getlist(name) for name in request.query_params}
 
 
 def request_schema(request: type[BaseModel], options: type[BaseModel], *tables: str) -> dict[str, Any]:

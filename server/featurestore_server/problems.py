@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from featurestore.errors import FeatureStoreError
 from featurestore_server.contract import PROBLEM, PROBLEMS, ProblemType
 
-__all__ = ["TOO_LATE", "ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "refusal"]
+__all__ = ["TOO_LATE", "ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "problem_of", "refusal"]
 
 _LOGGER = logging.getLogger("featurestore_server")
 TOO_LATE = "featurestore.too_late"
@@ -55,13 +55,14 @@ class ProblemError(Exception):
 
 def refusal(error: ProblemError | FeatureStoreError, method: str, path: str) -> Response:
     """Return the problem that an error of the service or of the library is; the log has those that are not the client's fault."""
-    response = error.response() if isinstance(error, ProblemError) else _problem_of(error)
+    response = error.response() if isinstance(error, ProblemError) else problem_of(error)
     if response.status_code >= 500:  # noqa: PLR2004 (the server's faults, which its operator should see)
         _LOGGER.warning("%s %s: %s", method, path, error)
     return response
 
 
-def _problem_of(error: FeatureStoreError) -> Response:
+def problem_of(error: FeatureStoreError) -> Response:
+    """Return the problem that an error of the library is."""
     codes = (getattr(kind, "code", None) for kind in type(error).__mro__)
     kind = next(PROBLEMS[code] for code in codes if code in PROBLEMS)
     if kind.status >= 500:  # noqa: PLR2004 (what is wrong inside is for the log)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 
 import orjson
@@ -20,10 +19,11 @@ from featurestore_server.contract import ARROW, JSON, PARQUET
 from featurestore_server.problems import ProblemError
 from featurestore_server.values import has_json_form, to_json
 
-__all__ = ["begun", "encoded", "read_table", "reader"]
+__all__ = ["encoded", "read_table", "reader"]
 
 _BATCH_ROWS = 122_880
 _SMALL_BATCH_ROWS = 16_384
+_PART_BYTES = 16_000_000
 
 Batches = Iterable[pa.RecordBatch]
 
@@ -31,8 +31,11 @@ Batches = Iterable[pa.RecordBatch]
 # Reading
 
 
-def reader(body: bytes, type_: str) -> pa.RecordBatchReader:
-    """Return what an Arrow or Parquet body holds, batch by batch, once; a ProblemError if it is not what it should be."""
+def reader(body: bytes | Path, type_: str) -> pa.RecordBatchReader:
+    """Return what an Arrow or Parquet body holds, batch by batch, once; a ProblemError if it is not what it should be.
+
+    The body may be in a file, which is mapped, not loaded.
+    """
     batches = {ARROW: _arrow_batches, PARQUET: _parquet_batches}[type_]
     try:
         for batch in batches(body):
@@ -49,21 +52,27 @@ def read_table(body: bytes, type_: str) -> pa.Table:
     return reader(body, type_).read_all()
 
 
-def _schema(body: bytes, type_: str) -> pa.Schema:
+def _opened(body: bytes | Path) -> pa.NativeFile:
+    if isinstance(body, Path):
+        return pa.memory_map(str(body)) if body.stat().st_size else pa.BufferReader(b"")
+    return pa.BufferReader(body)
+
+
+def _schema(body: bytes | Path, type_: str) -> pa.Schema:
     if type_ == ARROW:
-        with pa.ipc.open_stream(body) as stream:
+        with pa.ipc.open_stream(_opened(body)) as stream:
             return stream.schema.remove_metadata()
-    return pq.read_schema(pa.BufferReader(body)).remove_metadata()
+    return pq.read_schema(_opened(body)).remove_metadata()
 
 
-def _arrow_batches(body: bytes) -> Iterator[pa.RecordBatch]:
-    with pa.ipc.open_stream(body) as stream:
+def _arrow_batches(body: bytes | Path) -> Iterator[pa.RecordBatch]:
+    with pa.ipc.open_stream(_opened(body)) as stream:
         for batch in stream:
             yield batch.replace_schema_metadata()
 
 
-def _parquet_batches(body: bytes) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(pa.BufferReader(body)) as file:
+def _parquet_batches(body: bytes | Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(_opened(body)) as file:
         for batch in file.iter_batches(_BATCH_ROWS):
             yield batch.replace_schema_metadata()
 
@@ -95,12 +104,6 @@ def _has_parquet_form(type_: pa.DataType) -> bool:
     return True
 
 
-def begun(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Return the same chunks with the first one made, so that what fails there fails before the response begins."""
-    first = next(chunks, b"")
-    return chain([first], chunks)
-
-
 class _Sink(io.BytesIO):
     """Keeps what a writer writes until it is taken; nothing that was taken is kept."""
 
@@ -115,9 +118,16 @@ def _arrow_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:
     sink = _Sink()
     with pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
-            writer.write_batch(batch)
-            yield sink.taken()
+            for part in _parts(batch):
+                writer.write_batch(part)
+                yield sink.taken()
     yield sink.taken()
+
+
+def _parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch where it would take too much memory to encode."""
+    rows = max(1, len(batch) * _PART_BYTES // max(batch.nbytes, 1))
+    return (batch.slice(first, rows) for first in range(0, max(len(batch), 1), rows))
 
 
 def _parquet_chunks(schema: pa.Schema, batches: Batches) -> Iterator[bytes]:

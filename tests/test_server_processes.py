@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pytest
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.testclient import TestClient
+
+from featurestore import FeatureStore
+from featurestore_server.contract import ARROW
+from featurestore_server.problems import handle_errors
+from featurestore_server.processes import Computed, Processes
+from tests.conftest import NOON, TIME, at
+from tests.service import BIG, HISTORICAL, ONLINE, SPINE, as_stream, problem, request_of, serving
+
+ROWS = 300_000
+QUERY = {"feature_service": "everything"}
+SENT = {"Content-Type": ARROW}
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """A spine whose answer is some hundred megabytes, which no socket holds."""
+    return as_stream(
+        pa.table({"user_id": [BIG] * ROWS, "event_timestamp": pa.array([at(NOON)] * ROWS, TIME), "pad": ["x" * 200] * ROWS})
+    )
+
+
+@pytest.fixture
+def served(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[int, str]]:
+    """A server that computes one training query at a time and lets none wait: its process id and its URL."""
+    monkeypatch.setenv("FEATURESTORE_SERVER__TRAINING_PROCESSES", "1")
+    monkeypatch.setenv("FEATURESTORE_SERVER__TRAINING_QUEUE", "0")
+    monkeypatch.setenv("FEATURESTORE_OFFLINE__TEMP_DIRECTORY", str(tmp_path))
+    with serving(store.settings.root, "--json") as (process, line):
+        yield process.pid, json.loads(line)["url"]
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if parent == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def _workers(server: int) -> list[int]:
+    """Return the processes that compute: the children of the one that they are forked from."""
+    return [worker for child in _children(server) for worker in _children(child)]
+
+
+def _resident(pid: int) -> int:
+    return int((Path("/proc") / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _wait_for(is_so: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if is_so():
+            return
+        time.sleep(0.02)
+    raise AssertionError(is_so)
+
+
+def test_an_answer_waits_for_its_reader_and_ends_with_it(served: tuple[int, str], large: bytes, tmp_path: Path) -> None:
+    """A client that stops reading stops the computation, not lookups: others are told to come again, and all ends with it."""
+    server, url = served
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.post(HISTORICAL, **request_of(SPINE, ARROW, **QUERY)).status_code == 200
+        before = _resident(server)
+        with client.stream("POST", HISTORICAL, content=large, params=QUERY, headers=SENT) as response:
+            assert response.status_code == 200
+            time.sleep(0.5)
+            [worker] = _workers(server)
+            assert _resident(server) - before < 50_000_000
+            busy = httpx.post(url + HISTORICAL, **request_of(SPINE, ARROW, **QUERY))
+            lookup = httpx.post(url + ONLINE, json={**QUERY, "entities": {"user_id": [BIG]}})
+            assert os.getpriority(os.PRIO_PROCESS, worker) > os.getpriority(os.PRIO_PROCESS, server)
+            assert len(list(tmp_path.iterdir())) == 1
+        _wait_for(lambda: not _workers(server))
+        _wait_for(lambda: not list(tmp_path.iterdir()))
+        again = client.post(HISTORICAL, **request_of(SPINE, ARROW, **QUERY))
+
+    problem(busy, 503, "busy")
+    assert busy.headers["retry-after"] == "5"
+    assert (lookup.status_code, again.status_code) == (200, 200)
+
+
+def test_a_client_that_goes_away_before_the_answer_begins(served: tuple[int, str], large: bytes) -> None:
+    """The process of a query ends with the connection, whatever it computes at that moment."""
+    server, url = served
+    with httpx.Client(base_url=url, timeout=httpx.Timeout(60, read=0.001)) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(HISTORICAL, content=large, params=QUERY, headers=SENT)
+
+    _wait_for(lambda: not _workers(server))
+
+
+def test_a_whole_answer_is_larger_than_what_the_server_holds(served: tuple[int, str], large: bytes) -> None:
+    """A large answer is read to its end while the server's own memory stays."""
+    server, url = served
+    with httpx.Client(base_url=url, timeout=60) as client:
+        client.post(HISTORICAL, **request_of(SPINE, ARROW, **QUERY))
+        before, most, size = _resident(server), 0, 0
+        with client.stream("POST", HISTORICAL, content=large, params=QUERY, headers=SENT) as response:
+            for chunk in response.iter_raw():
+                size += len(chunk)
+                most = max(most, _resident(server)) if size % 7 == 0 else most
+
+    assert size > 90_000_000
+    assert most - before < 50_000_000
+
+
+def test_a_process_that_is_killed_cuts_its_answer_off(served: tuple[int, str], large: bytes) -> None:
+    """A client never takes a part for the whole: the connection breaks, and the service goes on."""
+    server, url = served
+    with httpx.Client(base_url=url, timeout=60) as client:
+        with client.stream("POST", HISTORICAL, content=large, params=QUERY, headers=SENT) as response:
+            assert response.status_code == 200
+            [worker] = _workers(server)
+            os.kill(worker, signal.SIGKILL)
+            with pytest.raises(httpx.RemoteProtocolError):
+                response.read()
+        assert client.post(HISTORICAL, **request_of(SPINE, ARROW, **QUERY)).status_code == 200
+
+
+def test_processes_end_with_a_server_that_is_killed(served: tuple[int, str], large: bytes, tmp_path: Path) -> None:
+    """After kill -9 of the server nothing computes for nobody, and nothing of the request is left on the disk."""
+    server, url = served
+    with httpx.stream("POST", url + HISTORICAL, content=large, params=QUERY, headers=SENT, timeout=60) as response:
+        assert response.status_code == 200
+        [worker] = _workers(server)
+        os.kill(server, signal.SIGKILL)
+        _wait_for(lambda: not Path(f"/proc/{worker}").exists() or "Z (" in Path(f"/proc/{worker}/status").read_text())
+    _wait_for(lambda: not list(tmp_path.iterdir()))
+
+
+def test_what_fails_unexpectedly_in_a_process(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug there is a problem that tells nothing, and a traceback in the service's log."""
+    app = FastAPI()
+    handle_errors(app)
+
+    @app.post("/bug")
+    async def bug() -> Response:
+        return Computed(Processes(store), len)  # type: ignore[arg-type]  # it takes one argument, and is called with three
+
+    problem(TestClient(app).post("/bug"), 500, "internal")
+    [record] = [each for each in caplog.records if each.name == "featurestore_server"]
+    assert record.exc_info is not None
+    assert "TypeError: len() takes exactly one argument (3 given)" in str(record.exc_info[1])
