@@ -80,6 +80,8 @@ DEFAULTS: dict[str, Any] = {
     "server.max_nesting": 16,
     "server.request_timeout_ms": 10_000,
     "server.training_timeout_ms": 600_000,
+    "server.training_processes": 2,
+    "server.training_queue": 8,
     "server.grace_seconds": 10,
     "server.cors_origins": [],
     "serving_log.sample": 0.0,
@@ -118,6 +120,8 @@ max_features = 4
 max_nesting = 5
 request_timeout_ms = 6
 training_timeout_ms = 7
+training_processes = 4
+training_queue = 0
 grace_seconds = 0
 cors_origins = ["https://a.example"]
 [serving_log]
@@ -145,6 +149,8 @@ flush_seconds = 7.5
         "server.max_nesting": 5,
         "server.request_timeout_ms": 6,
         "server.training_timeout_ms": 7,
+        "server.training_processes": 4,
+        "server.training_queue": 0,
         "server.grace_seconds": 0,
         "server.cors_origins": ["https://a.example"],
         "serving_log.sample": 0.5,
@@ -172,6 +178,8 @@ VARIABLES = [
     ("FEATURESTORE_SERVER__MAX_NESTING", "5", "server.max_nesting", 5),
     ("FEATURESTORE_SERVER__REQUEST_TIMEOUT_MS", "6", "server.request_timeout_ms", 6),
     ("FEATURESTORE_SERVER__TRAINING_TIMEOUT_MS", "7", "server.training_timeout_ms", 7),
+    ("FEATURESTORE_SERVER__TRAINING_PROCESSES", "1", "server.training_processes", 1),
+    ("FEATURESTORE_SERVER__TRAINING_QUEUE", "0", "server.training_queue", 0),
     ("FEATURESTORE_SERVER__GRACE_SECONDS", "0", "server.grace_seconds", 0),
     ("FEATURESTORE_SERVER__CORS_ORIGINS", '["https://a.example"]', "server.cors_origins", ["https://a.example"]),
     ("FEATURESTORE_SERVING_LOG__SAMPLE", "0.25", "serving_log.sample", 0.25),
