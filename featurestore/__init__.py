@@ -15,6 +15,7 @@ from featurestore.definitions import (
     Field,
     FileSource,
     OnDemandFeatureView,
+    PushSource,
     RequestSource,
     on_demand_feature_view,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "Field",
     "FileSource",
     "OnDemandFeatureView",
+    "PushSource",
     "RequestSource",
     "on_demand_feature_view",
 ]

@@ -34,6 +34,7 @@ from featurestore.fields import (
     pairs,
     sequence,
 )
+from featurestore.push_source import PushSource
 from featurestore.types import KEY_TYPES
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "FileSource",
     "OnDemandFeatureView",
     "Projection",
+    "PushSource",
     "RequestSource",
     "on_demand_feature_view",
 ]
@@ -136,12 +138,14 @@ class FeatureView:
     (T12). `ttl` bounds the age of a value (T4), `refresh`
     says how often the view is materialized (T3), `history_start` where its history begins, `lookback` how far an incremental run
     goes back to heal late rows (T7). `online=False` keeps the view out of the online store.
+
+    A view over a `PushSource` has no aggregations, refresh, history_start or lookback: its rows are visible as they arrive.
     """
 
     name: Name
     _: KW_ONLY
     entities: Annotated[tuple[Entity, ...], BeforeValidator(sequence)]
-    source: FileSource
+    source: FileSource | PushSource
     fields: Fields = ()
     aggregations: Annotated[tuple[Aggregation, ...], BeforeValidator(sequence)] = ()
     sql: str | None = None
@@ -161,7 +165,7 @@ class FeatureView:
             name: str,
             *,
             entities: Sequence[Entity],
-            source: FileSource,
+            source: FileSource | PushSource,
             fields: GivenFields = (),
             aggregations: Sequence[Aggregation] = (),
             sql: str | None = None,
@@ -191,8 +195,14 @@ class FeatureView:
             for setting in ("aggregations", "ttl", "refresh", "history_start", "lookback"):
                 if getattr(self, setting):
                     raise ValueError(f"{setting} needs an event_time, and source {self.source.name!r} is static")
+        self._check_pushed()
         self._check_aggregations(keys)
         return self
+
+    def _check_pushed(self) -> None:
+        for setting in ("aggregations", "refresh", "history_start", "lookback"):
+            if self.is_pushed and getattr(self, setting):
+                raise ValueError(f"{setting} is not for a view of push source {self.source.name!r}: rows count as they arrive")
 
     def _check_aggregations(self, keys: set[str]) -> None:
         """Check what aggregations need of the view, and that a stored column has one meaning."""
@@ -242,6 +252,11 @@ class FeatureView:
     def is_static(self) -> bool:
         """Whether the rows have no time and are visible always (T13)."""
         return self.source.event_time is None
+
+    @property
+    def is_pushed(self) -> bool:
+        """Whether its rows are pushed."""
+        return isinstance(self.source, PushSource)
 
     def __getitem__(self, features: str | Iterable[str]) -> Projection:
         return Projection(self, (features,) if isinstance(features, str) else tuple(features))
@@ -479,12 +494,13 @@ OnDemandInput = FeatureView | Alias | OnDemandFeatureView | Projection | Request
 
 rebuild_dataclass(Projection)  # type: ignore[arg-type]  # it names a class that follows it
 
-Definition = Entity | FileSource | FeatureView | Alias | OnDemandFeatureView | FeatureService
+Definition = Entity | FileSource | PushSource | FeatureView | Alias | OnDemandFeatureView | FeatureService
 """What a repo holds by name, and the registry keeps."""
 
 KINDS: dict[type, str] = {
     Entity: "entity",
     FileSource: "source",
+    PushSource: "source",
     FeatureView: "feature view",
     Alias: "alias",
     OnDemandFeatureView: "on-demand feature view",

@@ -28,6 +28,7 @@ from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.offline.touched import LastLoad, touched_keys
 from featurestore.offline.upkeep import compact, discard_unnamed, has_many_files, vacuum
 from featurestore.online.store import OnlineStore
+from featurestore.push import FIRST, Pushing
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded, Version
 from featurestore.settings import Settings
@@ -148,13 +149,17 @@ class _Run:
         self.view = version.view
         self.table = offline_table(parent.settings, version)
         self.clock, self.max_rate = parent.clock, parent.max_rate
+        self.pushing = Pushing(parent.settings, parent.registry, parent.online, parent.clock)
         self.now = self.clock() if now is None else now
         self.progress = progress
         self.run = 0
 
-    def execute(self, start: int | None, end: int | None) -> Report:
+    def execute(self, start: int | None, end: int | None, *, full: bool = False) -> Report:
+        if self.view.is_pushed:
+            self.now = self.pushing.fold(self.view.source.name)
         interval = _STATIC if self.view.is_static else self._interval(start, end)
-        source = view_rows(self.view, self.settings.root)
+        pushed = (min(interval[0], self._covered_until), interval[1])
+        source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
         found = self._survey(without_erased(source, self.registry.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]
         if self.registry.was_killed(self.version):
@@ -168,10 +173,14 @@ class _Run:
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times
         )
-        return self._finished(report, lambda: self._tidied(*self._load_online(self._write_offline(rows, interval, found, report))))
+        return self._finished(
+            report, lambda: self._tidied(*self._load_online(self._write_offline(rows, interval, found, report), full=full))
+        )
 
     def sync(self, *, full: bool) -> Report:
-        """Load what the table holds at the watermark."""
+        """Load what the table holds at the watermark; what was pushed, out of its log."""
+        if self.view.is_pushed:
+            return self.execute(None, None, full=full)
         assert self.version.watermark is not None
         at = self.now if self.view.is_static else self.version.watermark
         run = self.registry.start_run(self.version, at, at, now=self.now, above=self._last_run_online())
@@ -278,7 +287,7 @@ class _Run:
                 self._cover(max(self._covered_until, last), snapshot)
         if self.view.is_static or (self.version.coverage is None and interval[1] <= self.now):
             self._cover(self.now if self.view.is_static else interval[1], self.table.snapshot())
-        elif before.coverage is not None:
+        elif before.coverage is not None and not self.view.is_pushed:  # nothing comes late to a log
             with session(SourceError, self._source) as connection:
                 covered = (before.coverage.start, before.coverage.end)
                 late = count_late_rows(connection, rows, self._snapshot(), covered, interval)
@@ -286,10 +295,13 @@ class _Run:
         return report
 
     def _replace(self, chunk: tuple[int, int], report: Report, total: int) -> tuple[Snapshot, int]:
-        rows = without_erased(view_rows(self.view, self.settings.root, chunk), self.tombstones)
+        rows = without_erased(self._rows(chunk), self.tombstones)
         snapshot, count = self.table.replace(*chunk, rows, run=report.run)
         self.progress(Step(self.view.name, "offline", report.rows + count, max(total, report.rows + count)))
         return snapshot, count
+
+    def _rows(self, within: tuple[int, int]) -> ViewRows:
+        return self.pushing.rows(self.version, within) if self.view.is_pushed else view_rows(self.view, self.settings.root, within)
 
     @property
     def _source(self) -> str:
@@ -309,6 +321,8 @@ class _Run:
         if not self.view.online or watermark is None:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
+        if self.view.is_pushed:
+            return self._load_pushed(report, full=full), Loaded(report.run, snapshot.version)
         last = None
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
         if not full and loaded is not None and self.online.loaded_run(self.version) == loaded.run:
@@ -330,6 +344,25 @@ class _Run:
             load.finish()
         report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=last is None)
         return report, Loaded(report.run, snapshot.version)
+
+    def _load_pushed(self, report: Report, *, full: bool) -> Report:
+        """Write the latest row of each key that was pushed since the cursor: the same as each push by itself would."""
+        assert self.version.coverage is not None
+        cursor, end = self.online.pushed_until(self.version).until, self.version.coverage.end
+        start = FIRST if full or cursor is None else cursor
+        total = self.pushing.rows_in(self.view.source.name, (start, end))
+        is_loading = full or total > 0 or cursor is None
+        if is_loading:
+            with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
+                for rows in self.pushing.latest(self.version, (start, end)):
+                    load.write(rows.keys, rows.features, rows.event_times, rows.created_times)
+                    self.progress(Step(self.view.name, "online", load.written, max(total, load.written)))
+                load.finish()
+            self.pushing.catch_up(self.version, end, run=report.run)
+            report = replace(report, online_written=load.written, online_full=start == FIRST)
+        else:
+            self.pushing.deliver(self.view.source.name)
+        return report
 
 
 def _shown(instant: int) -> int | None:

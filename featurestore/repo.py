@@ -18,6 +18,7 @@ from featurestore.definitions import (
     OnDemandFeatureView,
     OnDemandInput,
     Projection,
+    PushSource,
     RequestSource,
 )
 from featurestore.errors import DefinitionError, Fault, SourceError, known_names
@@ -123,7 +124,7 @@ def _name_faults(found: Found) -> Iterator[Fault]:
 def _source_faults(found: Found, root: Path) -> Iterator[Fault]:
     columns = {}
     for definition, file in found:
-        if isinstance(definition, FileSource):
+        if isinstance(definition, FileSource | PushSource):
             try:
                 columns[definition] = describe(definition, root)
             except SourceError as reason:

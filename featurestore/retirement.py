@@ -69,7 +69,8 @@ def _remove(settings: Settings, registry: Registry, online: OnlineStore, version
     if not registry.mark_removing(version):
         return None
     # Loads that were never completed left rows too, so only a version that never had a table has none.
-    dropped = online.drop(version, limit=keys) if version.coverage is not None else 0
+    is_held = version.coverage is not None or version.view.is_pushed
+    dropped = online.drop(version, limit=keys) if is_held else 0
     if keys is not None and dropped >= keys:
         return Removal(version.view.name, version.number, dropped, is_complete=False)
     folder = offline_table(settings, version).folder

@@ -56,7 +56,7 @@ class ViewRuns:
     ) -> list[Report]:
         """Load views online out of their tables."""
         fed = fed_versions(self.registry, views)
-        chosen = [version for version in fed if version.view.online and version.watermark is not None]
+        chosen = [each for each in fed if each.view.online and (each.watermark is not None or each.view.is_pushed)]
         for view in views or ():
             if view not in {version.view.name for version in chosen}:
                 raise InputError(f"feature view {view!r} has nothing to load: it is not online, or not materialized yet", name=view)

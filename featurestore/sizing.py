@@ -38,15 +38,15 @@ class Estimate:
 def estimates(plan: Plan, root: Path) -> list[Estimate]:
     """Estimate the online memory of each new version from its source: its distinct keys (to a few percent), its mean lengths.
 
-    A version whose source cannot be read is left out. The version that a new one replaces stays online beside it until it is
-    dropped.
+    A version whose source cannot be read is left out, and one of pushed rows. The version that a new one replaces stays online
+    beside it until it is dropped.
     """
     return list(_estimates(plan, root))
 
 
 def _estimates(plan: Plan, root: Path) -> Iterator[Estimate]:
     for new in plan.new_versions:
-        if not new.view.online:
+        if not new.view.online or new.view.is_pushed:
             continue
         try:
             keys, key_bytes, tail_bytes = _measured(new.view, root)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,6 +31,7 @@ from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.parity import ViewParity, compare
+from featurestore.push import Pushing, Receipt
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
@@ -223,6 +225,27 @@ class FeatureStore:
         finally:
             self._serving = None  # a run may have let a candidate take over
 
+    # Pushing
+
+    def push(self, source: str, rows: Any, idempotency_key: str | None = None) -> Receipt:
+        """Push rows of a push source: they are logged durably, written online, and visible to training from now on (T3).
+
+        `rows` may be an Arrow table, a pandas or Polars frame, a dict of columns, or a list of dicts, in the source's columns.
+        Either all rows are taken or none. A push with the key of an earlier one, of the last week, changes nothing and has its
+        answer.
+
+        Raises:
+            NotFoundError: no such push source is applied.
+            InputError: the rows do not fit the source, or the key was used for others; nothing was pushed.
+            RegistryError: the log cannot be written; nothing was pushed.
+
+        """
+        return self._pushing.push(source, rows, idempotency_key)
+
+    @cached_property
+    def _pushing(self) -> Pushing:
+        return Pushing(self.settings, self.registry, self.online, self.clock)
+
     def delete_entities(self, entity: str, keys: Mapping[str, Sequence[Any]]) -> Manifest:
         """Erase entities, given by one list of values for each join key: `{"tail_number": ["N14228"]}` (T14).
 
@@ -277,7 +300,8 @@ class FeatureStore:
             InputError: there is no manifest, or it is of another spine or other features.
 
         """
-        made, wanted, now = TrainingSets(self.settings, self.registry, self.functions), _wanted(features), self.clock()
+        made = TrainingSets(self.settings, self.registry, self.functions, self._pushing)
+        wanted, now = _wanted(features), self.clock()
         asked = wanted if isinstance(wanted, str) else tuple(wanted)
         if as_of_manifest is not None:
             return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)

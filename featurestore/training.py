@@ -14,6 +14,8 @@ from featurestore.offline.spine import Spine, open_spine
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, Origin, Resources, TrainingSet, complete_until
 from featurestore.on_demand import Evaluation
+from featurestore.push import Pushing
+from featurestore.push_tail import with_tail
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Lookup, Selection, select, selection_of
 from featurestore.registry.state import Version
@@ -29,6 +31,7 @@ class TrainingSets:
     settings: Settings
     registry: Registry
     functions: Functions
+    pushing: Pushing
 
     def make(
         self, spine: Any, features: str | tuple[str, ...], timestamp_column: str, incomplete: Incomplete, *, now: int
@@ -38,8 +41,16 @@ class TrainingSets:
             raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
         selection = select(self.registry.serving(), features if isinstance(features, str) else list(features))
         opened = open_spine(spine, timestamp_column, selection.keys, selection.request)
-        snapshots = {each.version.uid: self._snapshot(each.version, each.version.table_version) for each in selection.lookups}
-        limits = {lookup.name: complete_until(lookup.version) for lookup in selection.lookups}
+        sealed = {each.version.view.source.name: 0 for each in selection.lookups if each.version.view.is_pushed}
+        sealed = {source: self.registry.pushes.seal(source, now) for source in sealed}
+        snapshots, limits = {}, {}
+        for lookup in selection.lookups:
+            version = lookup.version
+            snapshots[version.uid] = self._snapshot(version, version.table_version)
+            limits[lookup.name] = complete_until(version)
+            if version.view.is_pushed:
+                limits[lookup.name] = until = sealed[version.view.source.name]
+                snapshots[version.uid] = with_tail(self.pushing, version, snapshots[version.uid], version.watermark, until)
         origin, on_demand = self._origin(features, now), Evaluation(selection, self.functions.of)
         return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete)
 
@@ -57,6 +68,10 @@ class TrainingSets:
         self._check_spine(opened, manifest)
         tables = {lookup.version: lookup.table_version for lookup in manifest.lookups}
         snapshots = {each.version.uid: self._snapshot(each.version, tables[each.version.uid]) for each in selection.lookups}
+        for lookup, record in zip(selection.lookups, manifest.lookups, strict=True):
+            if lookup.version.view.is_pushed:
+                snapshot, until = snapshots[lookup.version.uid], record.complete_until
+                snapshots[lookup.version.uid] = with_tail(self.pushing, lookup.version, snapshot, record.covered_until, until)
         limits = {lookup.name: lookup.complete_until for lookup in manifest.lookups}
         # What was complete then is complete now; only `null` has to leave out again what it left out.
         incomplete: Incomplete = "null" if manifest.incomplete == "null" else "stale"

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import featurestore
-from featurestore import Alias, Entity, FeatureService, FeatureView, Field, FileSource, aggregations, definitions
+from featurestore import (
+    Alias,
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    PushSource,
+    aggregations,
+    definitions,
+    push_source,
+)
 from featurestore import fields as fields_module
 from featurestore.definitions import Projection
 from featurestore.specs import METADATA, canonical_json, fingerprint, from_spec, to_reference_spec, to_spec
@@ -460,6 +471,8 @@ def test_every_field_of_a_view_is_in_one_of_the_tables() -> None:
 
     assert {field.name for field in dataclasses.fields(FeatureView)} == judged | {*METADATA}  # type: ignore[arg-type]
     assert {field.name for field in dataclasses.fields(FileSource)} == of_source  # type: ignore[arg-type]
+    pushed = {"name", "fields", "event_time", "created_time", *METADATA}
+    assert {field.name for field in dataclasses.fields(PushSource)} == pushed  # type: ignore[arg-type]
     assert {field.name for field in dataclasses.fields(Entity)} == {"name", "join_keys", *METADATA}  # type: ignore[arg-type]
 
 
@@ -480,7 +493,9 @@ class _Signature(NamedTuple):
 
 
 def _signatures() -> dict[str, _Signature]:
-    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (fields_module, aggregations, definitions)]
+    trees = [
+        ast.parse(Path(str(module.__file__)).read_text()) for module in (fields_module, aggregations, push_source, definitions)
+    ]
     return {node.name: _signature(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -497,7 +512,7 @@ def _signature(node: ast.ClassDef) -> _Signature:
 
 
 SIGNED = [
-    "Field", "Code", "Aggregation", "Entity", "FileSource", "FeatureView", "Alias", "Projection", "RequestSource",
+    "Field", "Code", "Aggregation", "Entity", "FileSource", "PushSource", "FeatureView", "Alias", "Projection", "RequestSource",
     "OnDemandFeatureView", "FeatureService",
 ]  # fmt: skip
 
@@ -520,7 +535,7 @@ def test_every_definition_has_a_signature() -> None:
 
 def test_the_public_names_are_these() -> None:
     """`featurestore.__all__` is what users may rely on, and every name of it resolves."""
-    definitions = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource"]
+    definitions = ["Aggregation", "Alias", "Entity", "FeatureService", "FeatureView", "Field", "FileSource", "PushSource"]
     definitions += ["OnDemandFeatureView", "RequestSource", "on_demand_feature_view"]
     names = sorted([*definitions, "FeatureStore", "FeatureStoreClient", "AsyncFeatureStoreClient"])
 

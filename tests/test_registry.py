@@ -177,10 +177,10 @@ def test_a_registry_with_a_newer_schema_is_refused(open_registry: Open, database
 
     with pytest.raises(
         RegistryError,
-        match=r"the registry the-registry has schema 99, this release reads 2: use the release that wrote it, or a newer one",
+        match=r"the registry the-registry has schema 99, this release reads 4: use the release that wrote it, or a newer one",
     ):
         open_registry()
-    execute(database_url, "UPDATE meta SET schema_version = 2")
+    execute(database_url, "UPDATE meta SET schema_version = 4")
     assert states(open_registry(), "a") == ["a1 serving"]
 
 

@@ -31,7 +31,9 @@ _FORMATS = {
     "The embedded server's folder": "featurestore.online.embedded",
     "Code of on-demand views": "featurestore.functions",
     "The serving log": "featurestore.serving_log.layout",
+    "The log of a push source": "featurestore.offline.push_log",
     "Registry": "featurestore.registry.schema",
+    "Pushes in the registry": "featurestore.registry.pushes",
     "Leases": "featurestore.registry.lease",
 }
 

@@ -107,7 +107,7 @@ class Bucket:
         self._view = view
         self._parts = parts
         self._names = [key.name for key in view.join_keys]
-        self.is_reordered = view.source.visible_from == "created_time"
+        self.is_reordered = view.source.visible_from != "event_time"
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]))])
 
     @cached_property

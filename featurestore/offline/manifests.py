@@ -11,7 +11,7 @@ there it keeps the table versions that it names from being vacuumed, until the f
                          them
     columns              the feature columns, in order
     lookups              for each view or alias: name, view, version (its uid), table_version, complete_until (microseconds),
-                         key_columns, features
+                         key_columns, features; of a push view also covered_until: what arrived later came from the log
     on_demand            the on-demand views, each after those that it takes features of: what the registry holds of them, the hash
                          of their code and the name of its kept copy included
     timestamp_column     the spine's
@@ -52,6 +52,7 @@ class LookupRecord:
     complete_until: int
     key_columns: tuple[str, ...]
     features: tuple[str, ...]
+    covered_until: int | None = None
 
 
 @dataclass(frozen=True)

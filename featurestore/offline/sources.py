@@ -15,7 +15,7 @@ types and
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from featurestore.aggregations import ALL, Aggregation
 from featurestore.clock import BEGINNING, LAST, duration_micros
-from featurestore.definitions import FeatureView, Field, FileSource
+from featurestore.definitions import FeatureView, Field, FileSource, PushSource
 from featurestore.errors import SourceError, known_names
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
@@ -53,6 +53,9 @@ SourceColumns = Mapping[str, tuple[str, ...]]
 """The columns of a source and their DuckDB types: the one that holds all files' values, then what single files have instead."""
 
 
+_HIDDEN = ("__file_seq", "__arrival")
+
+
 def source_files(source: FileSource, root: Path) -> list[str]:
     """Return the Parquet files of a source in reading order; SourceError if there is none."""
     path = root / source.path
@@ -76,13 +79,15 @@ def _row_counts(source: FileSource, root: Path) -> list[int]:
         raise SourceError(f"source {source.name!r} ({source.path}): {reason}") from reason
 
 
-def describe(source: FileSource, root: Path) -> SourceColumns:
-    """Return the columns that all files of a source have.
+def describe(source: FileSource | PushSource, root: Path) -> SourceColumns:
+    """Return the columns that all files of a source have; of a push source, those that it declares.
 
     Raises:
         SourceError: there is no file, one is no Parquet, or the types of a column cannot be brought together.
 
     """
+    if isinstance(source, PushSource):
+        return {name: (type_.sql,) for name, type_ in source.columns.items()}
     files = source_files(source, root)
     with session(SourceError, f"source {source.name!r} ({source.path})") as connection:
         together = _describe(connection, parquet(files))
@@ -115,7 +120,7 @@ def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) ->
         return []
     if view.sql is not None:
         try:
-            columns = _describe_sql(view, root, columns)
+            columns = describe_sql(view, root, columns)
         except SourceError as reason:
             return [("sql", str(reason))]
     where = "the SQL's result" if view.sql is not None else f"source {source.name!r}"
@@ -240,17 +245,39 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
     if faults := view_faults(view, root, columns):
         listed = "; ".join(message for _, message in faults)
         raise SourceError(f"view {view.name!r} cannot be read: {listed}")
-    selected = [
-        f"CAST({expression} AS {field.type.sql}) AS {identifier(field.name)}" for field, expression in expressions(view).items()
-    ]
-    given = _describe_sql(view, root, columns) if view.sql is not None else columns
-    times = [_time(view.source.event_time, given, "__event_time"), _time(view.source.created_time, given, "__created_time")]
+    assert isinstance(view.source, FileSource)
+    given = describe_sql(view, root, columns) if view.sql is not None else columns
+    selected = selected_columns(view, given)
     source = _source_query(view, root, columns) + _skipping(view, given, within)
-    rows = f"SELECT {', '.join([*selected, *times, '__file_seq AS __seq'])} FROM {source}"
+    rows = f"SELECT {', '.join([*selected, '__file_seq AS __seq'])} FROM {source}"
     visible = f"SELECT *, make_timestamptz({_visible_micros(view)}) AS __visible_time FROM ({rows})"
     # A sort key of 24 bytes or less is sorted much faster, and a hash, a time and 32 bits of `seq` are one.
     counts = _row_counts(view.source, root)
     return ViewRows(view, f"({visible})", "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq")
+
+
+def selected_columns(view: FeatureView, given: SourceColumns) -> list[str]:
+    """Return the SQL of what a row of a view takes from the columns given: keys, what its table stores, event and created time."""
+    casts = [
+        f"CAST({expression} AS {field.type.sql}) AS {identifier(field.name)}" for field, expression in expressions(view).items()
+    ]
+    source = view.source
+    return [*casts, _time(source.event_time, given, "__event_time"), _time(source.created_time, given, "__created_time")]
+
+
+def over(view: FeatureView, scan: str, hidden: Sequence[str]) -> str:
+    """Return what a view takes of a scan of its source, ready to stand in a FROM clause; columns of ours go through its SQL."""
+    if view.sql is None:
+        return f"({scan})"
+    sql = view.sql
+    for column in hidden:
+        sql = with_column(sql, column)
+    return f"(WITH {identifier(view.source.name)} AS ({scan}) {sql})"
+
+
+def empty_scan(columns: Mapping[str, str]) -> str:
+    """Return a scan of no rows, of columns of DuckDB types."""
+    return f"SELECT {', '.join(f'NULL::{type_} AS {identifier(name)}' for name, type_ in columns.items())} WHERE false"
 
 
 def _skipping(view: FeatureView, columns: SourceColumns, within: tuple[int, int] | None) -> str:
@@ -269,21 +296,21 @@ def _skipping(view: FeatureView, columns: SourceColumns, within: tuple[int, int]
 
 def _source_query(view: FeatureView, root: Path, columns: SourceColumns) -> str:
     """Return the rows that a view takes its columns from, with their `__file_seq`."""
+    if isinstance(view.source, PushSource):
+        return over(view, empty_scan({name: types[0] for name, types in columns.items()} | {"__file_seq": "BIGINT"}), _HIDDEN[:1])
     is_taken = {"file_index", "file_row_number"} & {name.lower() for name in columns}
     # A file's columns of these names hide DuckDB's own; numbering the rows as they come costs more, and gives the same order.
     longest = max(_row_counts(view.source, root))
     seq = "row_number() OVER ()" if is_taken else f"file_index::BIGINT * {longest} + file_row_number"
     given = ", ".join(identifier(name) for name in columns if name.lower() != "__file_seq")
     scan = f"SELECT {given}, {seq} AS __file_seq FROM {parquet(source_files(view.source, root))}"
-    if view.sql is None:
-        return f"({scan})"
-    return f"(WITH {identifier(view.source.name)} AS ({scan}) {with_column(view.sql, '__file_seq')})"
+    return over(view, scan, _HIDDEN[:1])
 
 
-def _describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> SourceColumns:
+def describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> SourceColumns:
     with session(SourceError, f"the SQL of view {view.name!r}") as connection:
         described = _describe(connection, _source_query(view, root, columns))
-    return {name: (type_,) for name, type_ in described.items() if name != "__file_seq"}
+    return {name: (type_,) for name, type_ in described.items() if name not in _HIDDEN}
 
 
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:

@@ -130,6 +130,8 @@ class Snapshot:
 
     version: int
     files: tuple[DataFile, ...] = ()
+    covered_until: int | None = None
+    """Of a push view, where its table ends: files of later arrivals are not the table's, but made of the log to be read once."""
 
     @property
     def rows(self) -> int:
@@ -203,7 +205,7 @@ class OfflineTable:
     def _replace(self, start: int, end: int, rows: ViewRows, run: int) -> tuple[Snapshot, int]:
         table = self.open()
         touched = [file for file in self.files_of(table).files if file.last > start and file.first <= end]
-        added = self._write_sorted(rows, start, end)
+        added = self.write_sorted(rows, start, end)
         with session(OfflineStoreError, self.trouble) as connection:
             rests = [rest for file in touched for rest in self._write_rest(connection, file, start, end)]
         if touched or added:
@@ -236,8 +238,8 @@ class OfflineTable:
             raise_if_key_not_exists=False,
         )
 
-    def _write_sorted(self, rows: ViewRows, start: int, end: int) -> list[DataFile]:
-        """Write a source's rows of an interval in the table's order, which DuckDB does in one query."""
+    def write_sorted(self, rows: ViewRows, start: int, end: int) -> list[DataFile]:
+        """Write a source's rows of an interval in the table's order, which DuckDB does in one query; no version names the files."""
         columns = ", ".join(identifier(field.name) for field in self.schema)
         keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
         selected = rows.within(start, end)
@@ -260,11 +262,11 @@ class OfflineTable:
         order = ["__key_hash"]
         if has_collisions:
             order += [identifier(key.name) for key in self.view.join_keys]
-        if self.view.source.visible_from == "created_time":
+        if self.view.source.visible_from != "event_time":
             order.append("__visible_time")
         if not self.view.is_static:
             order.append("__event_time")
-        if self.view.source.created_time is not None:
+        if self.view.is_pushed or self.view.source.created_time is not None:
             order.append("__created_time NULLS FIRST")
         return ", ".join([*order, rows.seq])
 

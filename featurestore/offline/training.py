@@ -148,6 +148,7 @@ class TrainingSet:
             LookupRecord(
                 lookup.name, lookup.version.view.name, lookup.version.uid, self.snapshots[lookup.version.uid].version,
                 self.complete_until[lookup.name], lookup.key_columns, lookup.features,
+                self.snapshots[lookup.version.uid].covered_until,
             )
             for lookup in self.selection.lookups
         )  # fmt: skip
@@ -228,6 +229,8 @@ class TrainingSet:
 
 def _incompleteness(lookup: Lookup, count: int, rows: int) -> str:
     watermark = lookup.version.watermark
+    if lookup.version.view.is_pushed:
+        return f"{count} of {rows} rows ask view {lookup.name!r} for pushes that are still to come"
     until = "not materialized yet" if watermark is None else f"materialized until {instant_text(watermark)}"
     return f"view {lookup.name!r} is {until}, {count} of {rows} rows are later"
 

@@ -7,7 +7,7 @@ one row, whatever the other rows are, and the result does not depend on how the 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -39,6 +39,7 @@ _MOMENTARY = {"current_date", "current_time", "current_timestamp", "localtime", 
 _MOMENTARY_FUNCTIONS = {"current_localtime", "current_localtimestamp", "get_current_time", "transaction_timestamp"}
 _MOMENTARY_REASON = "its result can change from call to call"
 _SESSION_FUNCTIONS = {"current_schema", "current_schemas", "current_database", "current_catalog", "current_role", "version"}
+_OURS = ("__file_seq", "__arrival")
 _MODIFIERS = {"DISTINCT_MODIFIER": "DISTINCT", "ORDER_MODIFIER": "ORDER BY"}
 
 
@@ -55,6 +56,7 @@ def faults_in(sql: str, source: str) -> list[str]:
     return [*_clause_faults(node), *_table_faults(node["from_table"], source), *_expression_faults(node)]
 
 
+@lru_cache(maxsize=256)
 def with_column(sql: str, column: str) -> str:
     """Return `sql` with one more column of its source in the select list; `sql` must be free of faults."""
     tree = _parse(sql)
@@ -105,8 +107,9 @@ def _expression_faults(node: dict[str, Any]) -> Iterator[str]:
 def _fault(part: dict[str, Any]) -> str | None:
     kind = part["class"]
     names = [part.get("alias", ""), *part.get("column_names", [])[-1:]]
-    if any(name.lower() == "__file_seq" for name in names):
-        return "__file_seq is the library's own column"
+    for name in names:
+        if name.lower() in _OURS:
+            return f"{name.lower()} is the library's own column"
     if kind in _NOT_ROW_LOCAL:
         return f"{_NOT_ROW_LOCAL[kind]} is not row-local"
     if kind == "COLUMN_REF" and len(part["column_names"]) == 1 and part["column_names"][0].lower() in _MOMENTARY:

@@ -3,8 +3,10 @@
     <uid>{<tag>}<key bytes>     the row of one entity in one view version
     <uid>:loaded                the marker: the number of the run of the last completed load, in decimal digits
     <uid>:writing               the fence: the number of the run that last began to write, in decimal digits
-    <uid>:loaded{<tag>}         the same two on a cluster, one of each for every primary: the tag belongs to its first slot
+    <uid>:pushed                of a push view: until which arrival, in decimal digits, all pushes have been written
+    <uid>:loaded{<tag>}         the same on a cluster, one of each for every primary: the tag belongs to its first slot
     <uid>:writing{<tag>}
+    <uid>:pushed{<tag>}
 
 `uid` is the version's, 8 hexadecimal digits that no other version of any registry has, so versions, views and projects share a
 server without meeting. `tag` is three characters of base64url, the 18 low bits of the CRC-32 of the key bytes: all views of one
@@ -32,7 +34,7 @@ import pyarrow as pa
 from featurestore.online.tails import contiguous, fixed_bytes, lengths_of
 from featurestore.types import ValueType
 
-__all__ = ["KeyBlock", "KeyCodec", "fence", "key_bytes", "key_codec", "marker", "online_key", "pattern", "slot", "slots"]
+__all__ = ["KeyBlock", "KeyCodec", "cursor", "fence", "key_bytes", "key_codec", "marker", "online_key", "pattern", "slot", "slots"]
 
 SLOTS = 16384
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -65,6 +67,11 @@ def marker(uid: str, first_slot: int | None = None) -> str:
 def fence(uid: str, first_slot: int | None = None) -> str:
     """Return the key of a version's fence, on a cluster that of the primary whose first slot is given."""
     return f"{uid}:writing" + _tag_in(first_slot)
+
+
+def cursor(uid: str, first_slot: int | None = None) -> str:
+    """Return the key that says how far pushes have been written, on a cluster that of the primary whose first slot is given."""
+    return f"{uid}:pushed" + _tag_in(first_slot)
 
 
 def pattern(uid: str) -> str:

@@ -33,7 +33,7 @@ from featurestore.online.scripts import CLAIM, CLAIM_SHA, OLD, OLD_SHA
 from featurestore.online.throttle import Throttle
 from featurestore.online.topology import Endpoint, Topology
 
-__all__ = ["DELETED_FOR_MS", "Load", "loaded_run"]
+__all__ = ["DELETED_FOR_MS", "Load", "loaded_run", "number_at", "scripted"]
 
 DELETED_FOR_MS = 24 * 3600 * 1000
 _CONNECTIONS = 2
@@ -46,16 +46,17 @@ _LOOKED_AT = 250  # keys by one command: some 0.2 ms of a server, in which it an
 def loaded_run(topology: Topology, uid: str) -> int | None:
     """Return the run whose load every node holds in full; none if one has no marker, as on a server that lost its data."""
     layout = topology.layout()
-    found = [_number(topology.client(each), marker(uid, layout.first_slot(each))) for each in layout.endpoints]
+    found = [number_at(topology.client(each), marker(uid, layout.first_slot(each))) for each in layout.endpoints]
     runs = {run for run in found if run is not None}
     return runs.pop() if len(runs) == 1 and None not in found else None
 
 
-def _number(client: redis.Redis, key: str) -> int | None:
+def number_at(client: redis.Redis, key: str) -> int | None:
+    """Return the number that stands under a key of ours, none where nothing does."""
     value: Any = client.get(key)
     if value is None:
         return None
-    if not isinstance(value, bytes) or not value.isdigit():
+    if not isinstance(value, bytes) or not value.removeprefix(b"-").isdigit():
         raise OnlineStoreError(f"the online store's key {key!r} is not ours: remove it, then run again")
     return int(value)
 
@@ -75,12 +76,14 @@ class Load:
     `written` and `deleted` count the rows that were acknowledged so far and not older than what was stored.
     """
 
-    def __init__(self, topology: Topology, uid: str, run: int, max_rate: float | None = None) -> None:
+    def __init__(self, topology: Topology, uid: str, run: int, max_rate: float | None = None, *, is_pushed: bool = False) -> None:
         self._topology, self._uid, self._run = topology, uid, run
+        # Rows that were pushed are compared by themselves, and pushes come in between.
+        self._order = None if is_pushed else run
         self._lock = threading.Lock()
         self.written = self.deleted = 0
         self._nodes = [self._claim(each) for each in topology.layout().endpoints]
-        self._is_plain = not topology.is_cluster and all(node.is_fresh for node in self._nodes)
+        self._is_plain = not is_pushed and not topology.is_cluster and all(node.is_fresh for node in self._nodes)
         self._throttle = Throttle([topology.client(node.endpoint) for node in self._nodes], max_rate)
         self._failure: BaseException | None = None
         self._queue: queue.Queue[tuple[list[Parcel], bool] | None] = queue.Queue(2 * _CONNECTIONS)
@@ -93,7 +96,7 @@ class Load:
     def _claim(self, endpoint: Endpoint) -> _Node:
         client = self._topology.client(endpoint)
         first_slot = self._topology.layout().first_slot(endpoint)
-        loaded = _number(client, marker(self._uid, first_slot))
+        loaded = number_at(client, marker(self._uid, first_slot))
         before = self._raise_fence(client, fence(self._uid, first_slot))
         newest = max(before or 0, loaded or 0)
         if newest > self._run:
@@ -105,8 +108,8 @@ class Load:
 
     def _raise_fence(self, client: Any, key: str) -> int | None:
         """Raise the fence in one step, since a run that was believed dead could lower it in between; returns the one before."""
-        _number(client, key)  # refuses a foreign value
-        before = _scripted(client, CLAIM, CLAIM_SHA, 1, key, self._run)
+        number_at(client, key)  # refuses a foreign value
+        before = scripted(client, CLAIM, CLAIM_SHA, 1, key, self._run)
         return None if before is None else int(before)
 
     def _end_earlier(self, client: redis.Redis) -> None:
@@ -122,7 +125,7 @@ class Load:
         """Send rows and the milliseconds that they live (zero: forever) on their way; waits while too many are."""
         is_plain = self._is_plain and isinstance(lives, int)
         is_cluster, frame_rows = self._topology.is_cluster, self._throttle.frame_rows
-        sent = parcels(block, rows, self._run, lives, is_cluster=is_cluster, is_plain=is_plain, frame_rows=frame_rows)
+        sent = parcels(block, rows, self._order, lives, is_cluster=is_cluster, is_plain=is_plain, frame_rows=frame_rows)
         self._ship(sent, is_deletion=False)
 
     def delete(self, block: KeyBlock) -> None:
@@ -148,7 +151,7 @@ class Load:
         cursor, order = b"0", self._run.to_bytes(8, "little", signed=True)
         while True:
             with self._throttle.turn(0):
-                cursor, keys = _scripted(client, OLD, OLD_SHA, 0, cursor, pattern(self._uid), _LOOKED_AT, order)
+                cursor, keys = scripted(client, OLD, OLD_SHA, 0, cursor, pattern(self._uid), _LOOKED_AT, order)
             if keys:
                 yield keys
             if cursor == b"0":
@@ -254,7 +257,8 @@ def _process(client: redis.Redis) -> str:
     return str(client.info("server")["run_id"])
 
 
-def _scripted(client: Any, script: bytes, sha: bytes, *arguments: Any) -> Any:
+def scripted(client: Any, script: bytes, sha: bytes, *arguments: Any) -> Any:
+    """Run a script, which the server may not know yet."""
     try:
         return client.execute_command("EVALSHA", sha, *arguments)
     except redis.exceptions.NoScriptError:

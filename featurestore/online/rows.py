@@ -2,8 +2,9 @@
 
     offset  size  field
     0       1     format: 1 a row, 0 a deleted row (17 bytes, nothing follows)
-    1       8     event time, int64, microseconds; -2**63 in rows of static views
-    9       8     order, int64: the number of the run that wrote the row; in push views the created time, microseconds (T8)
+    1       8     event time, int64, microseconds; -2**63 in rows of static views, and where a run deleted the row
+    9       8     order, int64: the number of the run that wrote the row; in push views the created time, microseconds (T8).
+                  Where an erasure deleted the row of a push view, event time and order are 2**63-1: no push is newer
     17      b     null bitmap, b = ceil(features / 8): bit i % 8 of byte i // 8 is set if feature i is null
     17 + b  f     slots, in declared order without padding; that of a null is zero, or of variable width an empty value
     …             tail: the values of variable width, in declared order; those of nulls are empty
@@ -53,7 +54,7 @@ from featurestore.online.tails import (
     variable_values,
 )
 
-__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowBatch", "RowCodec", "codec_of", "deleted_row", "is_deleted"]
+__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowBatch", "RowCodec", "codec_of", "deleted_row", "erased_row", "is_deleted"]
 
 HEADER_BYTES = 17
 NO_EVENT_TIME = -(2**63)
@@ -66,6 +67,11 @@ _CODES = {"?": "?", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 def deleted_row(order: int) -> bytes:
     """Return the row that stands for a deletion by the run of that number."""
     return bytes([_DELETED]) + NO_EVENT_TIME.to_bytes(8, "little", signed=True) + order.to_bytes(8, "little", signed=True)
+
+
+def erased_row() -> bytes:
+    """Return the row that stands for the erasure of a row that was pushed."""
+    return bytes([_DELETED]) + 2 * (2**63 - 1).to_bytes(8, "little", signed=True)
 
 
 def is_deleted(row: bytes) -> bool:

@@ -14,6 +14,9 @@ the script with an error that begins with FOREIGN and names the key; rows before
 `OLD` looks through some of the keys of a node, as SCAN does. ARGV: the cursor, the pattern, how many keys to look at, an order
 (int64, little-endian). It returns the next cursor and those keys whose rows have a lower order, or are no rows.
 
+`ADVANCE` moves a cursor. KEYS: the cursor. ARGV: what it was, empty where there was none; what it will be. It returns 1 if it did,
+0 if the cursor is not what it was.
+
 `CLAIM` raises a fence. KEYS: the fence. ARGV: a run's number. It returns what stood there before; a higher number stays.
 
 Numbers are compared in halves, the high one signed, since a Lua number is a double, which holds 53 bits.
@@ -23,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["CLAIM", "CLAIM_SHA", "OLD", "OLD_SHA", "WRITE", "WRITE_SHA"]
+__all__ = ["ADVANCE", "ADVANCE_SHA", "CLAIM", "CLAIM_SHA", "OLD", "OLD_SHA", "WRITE", "WRITE_SHA"]
 
 WRITE = b"""
 local call, pcall, unpack, byte = redis.call, redis.pcall, struct.unpack, string.byte
@@ -65,6 +68,14 @@ return written
 """
 
 WRITE_SHA = hashlib.sha1(WRITE, usedforsecurity=False).hexdigest().encode()
+
+ADVANCE = b"""
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[2])
+return 1
+"""
+
+ADVANCE_SHA = hashlib.sha1(ADVANCE, usedforsecurity=False).hexdigest().encode()
 
 CLAIM = b"""
 local before = redis.call('GET', KEYS[1])

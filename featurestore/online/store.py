@@ -21,14 +21,15 @@ import redis
 from featurestore.clock import duration_micros
 from featurestore.definitions import FeatureView, Field
 from featurestore.online.answers import OnlineRows
+from featurestore.online.cursors import Cursors, advance, cursors, put_cursors
 from featurestore.online.delivery import Delivery, parcels
 from featurestore.online.failures import translated
 from featurestore.online.fetching import Found
-from featurestore.online.keys import KeyBlock, KeyCodec, fence, key_codec, marker
+from featurestore.online.keys import KeyBlock, KeyCodec, cursor, fence, key_codec, marker
 from featurestore.online.loading import DELETED_FOR_MS, Load, loaded_run, scanned
 from featurestore.online.packed import PackedRows
 from featurestore.online.reading import Reader
-from featurestore.online.rows import NO_EVENT_TIME, RowCodec, codec_of, deleted_row
+from featurestore.online.rows import NO_EVENT_TIME, RowCodec, codec_of, deleted_row, erased_row
 from featurestore.online.status import Status
 from featurestore.online.topology import Topology
 from featurestore.registry.state import Version
@@ -178,9 +179,35 @@ class OnlineStore:
             return sum(put(*each, None) for each in self._packed(version, keys, features, event_times, orders, now))
 
     def delete(self, version: Version, keys: Sequence[pa.ChunkedArray], *, run: int) -> int:
-        """Delete rows as the run of that number; returns how many were not newer."""
+        """Delete rows as the run of that number; returns how many were not newer. What is pushed stays deleted until `release`."""
         with self._delivery() as put:
+            if version.view.is_pushed:
+                return sum(put(block, erased_row(), DELETED_FOR_MS, None) for block in keys_of(version).blocks(keys))
             return sum(put(block, deleted_row(run), DELETED_FOR_MS, run) for block in keys_of(version).blocks(keys))
+
+    def release(self, version: Version) -> None:
+        """Remove what stands for deleted rows of a push view, so that pushes are taken again."""
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                client = self.topology.client(endpoint)
+                for keys in scanned(client, version.uid):
+                    heads = zip(keys, _each(client, "GETRANGE", keys, 0, 0), strict=True)
+                    _each(client, "UNLINK", [key for key, head in heads if head == b"\0"])
+
+    def pushed_until(self, version: Version) -> Cursors:
+        """Return how far the pushes of a version have been written."""
+        with translated(self.settings):
+            return cursors(self.topology, version.uid)
+
+    def advance(self, version: Version, before: Cursors, arrival: int) -> bool:
+        """Record that all pushes until an arrival have been written, unless a server has lost what it had before."""
+        with translated(self.settings):
+            return advance(self.topology, version.uid, before, arrival)
+
+    def reset(self, version: Version, arrival: int | None) -> None:
+        """Record that all pushes until an arrival have been written, as a completed load has; with none, that nothing is known."""
+        with translated(self.settings):
+            put_cursors(self.topology, version.uid, arrival)
 
     @contextmanager
     def _delivery(self) -> Iterator[Callable[..., int]]:
@@ -204,7 +231,7 @@ class OnlineStore:
     def load(self, version: Version, *, run: int, now: int, max_rate: float | None = None) -> Iterator[OnlineLoad]:
         """Write as a run that holds the version's lease; `OnlineLoad.finish` completes it. `max_rate` is in rows per second."""
         with translated(self.settings):
-            load = Load(self.topology, version.uid, run, max_rate)
+            load = Load(self.topology, version.uid, run, max_rate, is_pushed=version.view.is_pushed)
             try:
                 yield OnlineLoad(self, version, load, run, now)
             finally:
@@ -255,8 +282,7 @@ class OnlineStore:
             layout = self.topology.layout()
             for endpoint in layout.endpoints:
                 client, first_slot = self.topology.client(endpoint), layout.first_slot(endpoint)
-                for mark in (marker(version.uid, first_slot), fence(version.uid, first_slot)):
-                    client.delete(mark)
+                client.delete(*(mark(version.uid, first_slot) for mark in (marker, fence, cursor)))
                 for keys in scanned(client, version.uid):
                     part = keys if limit is None else keys[: limit - dropped]
                     dropped += sum(_each(client, "UNLINK", part))
@@ -298,9 +324,16 @@ class OnlineLoad:
         """How many rows were deleted and acknowledged so far."""
         return self._load.deleted
 
-    def write(self, keys: Sequence[pa.ChunkedArray], features: pa.Table, event_times: pa.ChunkedArray) -> None:
-        """Write rows; waits while too many are on their way."""
-        for each in self._store._packed(self._version, keys, features, event_times, self._run, self._now):  # noqa: SLF001
+    def write(
+        self,
+        keys: Sequence[pa.ChunkedArray],
+        features: pa.Table,
+        event_times: pa.ChunkedArray,
+        created_times: pa.ChunkedArray | None = None,
+    ) -> None:
+        """Write rows, those of a push view with their created times; waits while too many are on their way."""
+        order = self._run if created_times is None else created_times.cast(pa.int64()).to_numpy()
+        for each in self._store._packed(self._version, keys, features, event_times, order, self._now):  # noqa: SLF001
             self._load.write(*each)
 
     def delete(self, keys: Sequence[pa.ChunkedArray]) -> None:

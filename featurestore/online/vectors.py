@@ -171,7 +171,7 @@ class LookupPlan:
                 raise InputError(f"feature view {lookup.name!r} is not served online (online=False)", name=lookup.name)
         request = self._plain_request(entities) or self._arrow_request(entities)
         for lookup in self.lookups:
-            if lookup.version.loaded is None:
+            if lookup.version.loaded is None and not lookup.version.view.is_pushed:
                 raise IncompleteError(f"feature view {lookup.name!r} is not loaded online yet; materialize it")
         return request
 

@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,11 +21,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from featurestore.errors import RegistryError, RunInProgressError
 from featurestore.registry.database import Database
 
-__all__ = ["advisory_holder", "advisory_lease", "holder", "lease"]
+__all__ = ["advisory_holder", "advisory_lease", "advisory_turn", "holder", "lease", "turn"]
 
 # Whoever looks who holds a lease has it for a moment, and must not be taken for a holder.
 _ATTEMPTS = 3
 _ATTEMPT_SECONDS = 0.01
+
+_TURN_SECONDS = 0.0002
+_LONGEST_TURN_SECONDS = 0.005
 
 _ADVISORY_HOLDER = sa.text("""
     SELECT a.application_name, to_char(a.query_start AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
@@ -69,6 +72,38 @@ def _locked(file: int) -> bool:
     return False
 
 
+@contextmanager
+def turn(folder: Path, name: str, seconds: float) -> Iterator[bool]:
+    """Wait for one's turn at a name, of which each lasts a moment; gives whether it came within so many seconds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / f"{name}.turn", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as reason:
+        raise RegistryError(f"cannot make the lock {name!r} in {folder}: {reason}") from reason
+    try:
+        yield _waited(lambda: _taken(file), seconds)
+    finally:
+        os.close(file)
+
+
+def _taken(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _waited(attempt: Callable[[], bool], seconds: float) -> bool:
+    deadline, pause = time.monotonic() + seconds, _TURN_SECONDS
+    while not attempt():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_TURN_SECONDS)
+    return True
+
+
 def holder(folder: Path, name: str) -> str | None:
     """Say who holds the lease of a name; none if it is free."""
     try:
@@ -110,6 +145,14 @@ def advisory_holder(database: Database, name: str) -> str | None:
     """Say who holds the lease of a name on PostgreSQL; none if it is free."""
     with database.transaction() as connection:
         return _session_of(connection, name)
+
+
+@contextmanager
+def advisory_turn(database: Database, name: str, seconds: float) -> Iterator[bool]:
+    """Wait for one's turn at a name on PostgreSQL, as `turn` does; it ends with the transaction, and that with its process."""
+    with database.transaction() as connection:
+        attempt = sa.select(sa.func.pg_try_advisory_xact_lock(_key(name)))
+        yield _waited(lambda: bool(connection.execute(attempt).scalar_one()), seconds)
 
 
 def _session_of(connection: sa.Connection, name: str) -> str | None:

@@ -162,6 +162,8 @@ def _new_version(view: FeatureView, versions: Sequence[Version]) -> NewVersion |
 def _materialization(view: FeatureView, serving: Version | None) -> str:
     if view.is_static:
         return "a snapshot of its source"
+    if view.is_pushed:
+        return f"from the log of {view.source.name!r}" + ("; then it takes over" if serving else "")
     start = f"from {view.history_start:%Y-%m-%d %H:%M}Z" if view.history_start else "from the beginning of its source"
     until = " until it covers what version " + str(serving.number) + " covers; then it takes over" if serving else ""
     return start + until
@@ -183,7 +185,7 @@ def _kept(applied: Applied, dropped: Sequence[str]) -> Iterator[Waiting]:
 
 def _warnings(views: Sequence[FeatureView]) -> Iterator[str]:
     for view in views:
-        if view.online and not view.is_static and view.refresh is None:
+        if view.online and not view.is_static and not view.is_pushed and view.refresh is None:
             yield (
                 f"view {view.name!r} is served online without refresh: training sees its rows at once, "
                 "serving only after the next run; declare how often you materialize it"

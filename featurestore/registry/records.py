@@ -56,20 +56,21 @@ def _rollback_targets(connection: sa.Connection) -> set[int | None]:
 
 def _version(row: Any, targets: set[int | None]) -> Version:
     coverage = None if row.coverage_end is None else Coverage(row.coverage_start, row.coverage_end)
+    view = from_spec(FeatureView, json.loads(row.spec))
     return Version(
         id=row.id,
         uid=row.uid,
         number=row.number,
         fingerprint=row.fingerprint,
-        view=from_spec(FeatureView, json.loads(row.spec)),
+        view=view,
         state=row.state,
         created_at=row.created_at,
         coverage=coverage,
         table_version=row.table_version,
         loaded=None if row.loaded_run is None else Loaded(row.loaded_run, row.loaded_table_version),
         retired_at=row.retired_at,
-        # What never held a row has nothing that could serve again.
-        is_rollback=row.state == "replaced" and coverage is not None and row.id in targets,
+        # What never held a row has nothing that could serve again; what is pushed needs no run to hold some.
+        is_rollback=row.state == "replaced" and (coverage is not None or view.is_pushed) and row.id in targets,
     )
 
 

@@ -20,9 +20,10 @@ import sqlalchemy as sa
 from featurestore.errors import ConflictError, RegistryError, RunInProgressError
 from featurestore.registry.api_keys import ApiKeys
 from featurestore.registry.database import Database
-from featurestore.registry.lease import advisory_holder, advisory_lease, holder, lease
+from featurestore.registry.lease import advisory_holder, advisory_lease, advisory_turn, holder, lease, turn
 from featurestore.registry.migrations import upgrade
 from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
+from featurestore.registry.pushes import Pushes
 from featurestore.registry.records import all_objects, all_versions, loads, newest_runs, one_version, version_row, write_object
 from featurestore.registry.schema import (
     SCHEMA_VERSION,
@@ -50,6 +51,7 @@ class Registry:
     def __init__(self, url: str, project: str, shown_url: str) -> None:
         self._database = Database(url, shown_url)
         self._transaction = self._database.transaction
+        self.pushes = Pushes(self._database)
         try:
             self._open(project)
         except BaseException:
@@ -120,6 +122,12 @@ class Registry:
         if self._database.is_postgresql:
             return advisory_holder(self._database, version.uid)
         return holder(self._lease_folder, version.uid)
+
+    def turn(self, name: str, seconds: float) -> AbstractContextManager[bool]:
+        """Wait for one's turn at what only one may do at a time, in all processes; gives whether it came in so many seconds."""
+        if self._database.is_postgresql:
+            return advisory_turn(self._database, name, seconds)
+        return turn(self._lease_folder, name, seconds)
 
     @property
     def _lease_folder(self) -> Path:

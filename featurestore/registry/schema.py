@@ -9,7 +9,7 @@ Instants are microseconds. JSON is text in canonical form. An object's `spec` is
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -20,13 +20,16 @@ __all__ = [
     "meta",
     "metadata",
     "objects",
+    "push_files",
+    "push_sources",
+    "pushes",
     "runs",
     "takeovers",
     "tombstones",
     "versions",
 ]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 metadata = MetaData()
 
 meta = Table(
@@ -131,6 +134,42 @@ api_keys = Table(  # see `registry/api_keys.py`
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", Text, nullable=False),
     Column("revoked_at", BigInteger),
+)
+
+# Push sources: who pushes next. `registry/pushes.py` says how the four columns move.
+push_sources = Table(
+    "push_sources",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("sealed", BigInteger, nullable=False),  # no later push arrives at or before it
+    Column("last_push", BigInteger),  # when the last push arrived
+    Column("rows", BigInteger, nullable=False),  # how many rows were ever pushed: the next one's `seq`
+    Column("folded", BigInteger),  # pushes up to here are in files
+)
+
+# Each push, with its rows as long as they are in no file, and for some days more the key that a retry of it names.
+pushes = Table(
+    "pushes",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("arrival", BigInteger, primary_key=True),
+    Column("first_seq", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    Column("idempotency_key", Text),
+    Column("digest", Text),  # of the rows, where there is a key
+    Column("payload", LargeBinary),  # see `offline/push_log.py`
+    UniqueConstraint("source", "idempotency_key"),
+)
+
+# The files of the logs; one that is not named here is of nobody.
+push_files = Table(
+    "push_files",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("source", Text, nullable=False, index=True),
+    Column("first", BigInteger, nullable=False),  # the arrivals that it holds, both inclusive
+    Column("last", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
 )
 
 runs = Table(

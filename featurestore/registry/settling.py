@@ -98,14 +98,20 @@ def _takeovers(objects: Iterable[ObjectState], versions: Iterable[Version]) -> I
 def _needs(candidate: Version, serving: Version | None, *, is_served: bool) -> Iterator[str]:
     if serving is None and not is_served:
         return  # a first version that no serving service waits for disturbs nothing
-    if serving is not None and serving.coverage is None:
+    if serving is not None and serving.coverage is None and not serving.view.is_pushed:
         return  # what it replaces has never served a row
     yield from lacks(candidate, serving)
 
 
 def lacks(version: Version, serving: Version | None) -> Iterator[str]:
     """Say what a version needs before it may serve instead of another: nothing, its materialization, its online load."""
-    if version.coverage is None or (serving and serving.coverage and version.coverage.end < serving.coverage.end):
+    if version.view.is_pushed:
+        # From its first load on it is fed by every push, as what serves is.
+        if version.coverage is None:
+            yield "materialization"
+        elif version.view.online and version.loaded is None:
+            yield "its online load"
+    elif version.coverage is None or (serving and serving.coverage and version.coverage.end < serving.coverage.end):
         until = f" until {instant_text(serving.coverage.end)}" if serving and serving.coverage else ""
         yield f"materialization{until}"
     # A load of an older table would take serving back in time.

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurestore.clock import instant_text
-from featurestore.definitions import FeatureView
+from featurestore.definitions import FeatureView, FileSource
+from featurestore.errors import InputError
 from featurestore.offline.session import identifier
 from featurestore.offline.sources import expressions, source_files
 from featurestore.registry.selection import Lookup, Selection
@@ -79,6 +80,8 @@ def assert_point_in_time(
 
 def source_rows(view: FeatureView, root: Any) -> list[dict[str, Any]]:
     """Return the rows of a view's source as the oracle takes them: all of its files, its SQL applied, in the declared types."""
+    if not isinstance(view.source, FileSource):
+        raise InputError(f"view {view.name!r} is fed by pushes, and has no files that the oracle could read", name=view.name)
     files = [pq.read_table(file) for file in source_files(view.source, root)]
     times = [name for name in (view.source.event_time, view.source.created_time) if name is not None]
     wanted = {field.name: field for field in (*view.join_keys, *view.stored)}

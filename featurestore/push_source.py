@@ -1,0 +1,81 @@
+"""Push sources: what is fed by pushes alone, row by row, in columns that it declares itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from featurestore.fields import Column, Fields, GivenFields, Name, Tags, check_distinct, definition
+from featurestore.types import Timestamp, ValueType
+
+__all__ = ["PushSource"]
+
+
+@definition
+class PushSource:
+    """Rows that applications push, which are visible from the moment they arrive (T3).
+
+    `fields` declares the columns of a pushed row and their types. `event_time`, and `created_time` if there is one, are further
+    columns of type Timestamp, which `fields` need not repeat: when a row became true, and what breaks ties between rows of one
+    event time; a row without a created time takes its arrival for it.
+    """
+
+    name: Name
+    _: KW_ONLY
+    fields: Fields
+    event_time: Column
+    created_time: Column | None = None
+    description: str = ""
+    owner: str = ""
+    tags: Tags = ()
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            name: str,
+            *,
+            fields: GivenFields,
+            event_time: str,
+            created_time: str | None = None,
+            description: str = "",
+            owner: str = "",
+            tags: Mapping[str, str] = ...,
+        ) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> PushSource:
+        if not self.fields:
+            raise ValueError("a push source needs at least one field")
+        check_distinct("field", (field.name for field in self.fields))
+        if self.event_time == self.created_time:
+            raise ValueError("event_time and created_time are the same column")
+        for field in self.fields:
+            if field.name in (self.event_time, self.created_time) and field.type != Timestamp:
+                raise ValueError(f"column {field.name!r} is a time of the rows, so it is a Timestamp, not a {field.type}")
+        lowered = [name.lower() for name in self.columns]
+        for name in self.columns:
+            if name.startswith("__"):
+                raise ValueError(f"column {name!r} begins with '__', as the library's own do")
+            if lowered.count(name.lower()) > 1:
+                raise ValueError(f"two columns differ from {name!r} in upper and lower case alone")
+        return self
+
+    @property
+    def columns(self) -> dict[str, ValueType]:
+        """The columns of a pushed row and their types, in order: the fields, then the times."""
+        times = [self.event_time, *([] if self.created_time is None else [self.created_time])]
+        return {field.name: field.type for field in self.fields} | dict.fromkeys(times, Timestamp)
+
+    @property
+    def delay(self) -> None:
+        """What is pushed is never late: it is visible as it arrives."""
+        return
+
+    @property
+    def visible_from(self) -> Literal["arrival"]:
+        """The instant that decides when a row is visible."""
+        return "arrival"
