@@ -82,7 +82,9 @@ class Naive:
 
     def minutes(self, tail: str, t: int) -> int | None:
         """Return `minutes` of an aircraft, whose SQL writes its tail in capitals and leaves rows without hours out."""
-        kept = [(arrival, {**row, "tail": row["tail"].upper()}) for arrival, row in self.rows if row["hours"] is not None]
+        kept: list[tuple[int, Mapping[str, Any]]] = [
+            (arrival, {**row, "tail": row["tail"].upper()}) for arrival, row in self.rows if row["hours"] is not None
+        ]
         hours = Naive(kept).state(tail, t)[1]
         return None if hours is None else hours * 60
 
@@ -208,7 +210,7 @@ def test_a_manifest_makes_the_training_set_again(repo: Repo) -> None:
 def test_rows_may_come_in_many_forms(repo: Repo) -> None:
     """Arrow, pandas, Polars, columns and rows are the same rows; created times may be left out."""
     store = define(repo)
-    columns = {"tail": ["A"], "rested": [False], "hours": [7], "at": [at(NOON)]}
+    columns: dict[str, list[Any]] = {"tail": ["A"], "rested": [False], "hours": [7], "at": [at(NOON)]}
     table = pa.table(columns)
     forms: list[Any] = [columns, [{name: values[0] for name, values in columns.items()}], table, table.to_batches()[0]]
     forms += [table.to_reader(), pd.DataFrame(columns), pl.from_arrow(table)]
