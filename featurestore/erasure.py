@@ -2,8 +2,8 @@
 
 In this order, so that whoever was killed in between only has to do it again: the tombstones are recorded, which every later read of
 a source respects; the online rows are deleted by a run of a number above all others, so that no run that is under way brings them
-back; then each version's tables are written anew under its lease, and the serving log. What is recorded of it has hashes and
-counts, never keys.
+back; then each version's tables are written anew under its lease, the serving log, and the stored training sets. What is recorded of
+it has hashes and counts, never keys.
 """
 
 from __future__ import annotations
@@ -17,10 +17,20 @@ import pyarrow as pa
 
 from featurestore.clock import instant_text
 from featurestore.definitions import Entity
-from featurestore.errors import InputError, NotFoundError, OfflineStoreError, OnlineStoreError, RunInProgressError, known_names
+from featurestore.errors import (
+    InputError,
+    NotFoundError,
+    OfflineStoreError,
+    OnlineStoreError,
+    RunInProgressError,
+    TrainingSetError,
+    known_names,
+)
 from featurestore.materialize import offline_table
 from featurestore.offline.erased import digests, is_kept
 from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.stored_erasure import erase_stored
+from featurestore.offline.stored_sets import StoredSets
 from featurestore.offline.upkeep import data_files, discard_unnamed, erase
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
@@ -50,7 +60,8 @@ class ErasedVersion:
 class Manifest:
     """What an erasure did: hashes and counts, never keys.
 
-    `serving_log_rows` were erased from the serving log; `is_log_compacted` says whether the online server dropped its own old log.
+    `serving_log_rows` were erased from the serving log; `training_sets` are the stored ones that lost rows; `is_log_compacted` says
+    whether the online server dropped its own old log.
     """
 
     entity: str
@@ -58,12 +69,18 @@ class Manifest:
     digests: tuple[str, ...]
     versions: tuple[ErasedVersion, ...] = field(default=())
     serving_log_rows: int = 0
+    training_sets: tuple[str, ...] = field(default=())
     is_log_compacted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready data."""
         versions = [asdict(each) for each in self.versions]
-        return asdict(self) | {"erased_at": instant_text(self.erased_at), "digests": list(self.digests), "versions": versions}
+        return asdict(self) | {
+            "erased_at": instant_text(self.erased_at),
+            "digests": list(self.digests),
+            "versions": versions,
+            "training_sets": list(self.training_sets),
+        }
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,8 @@ class Erasure:
             else:
                 done.append(ErasedVersion(each.view.name, each.number, deleted[each.uid], rows, files))
         logged = rewrite(self.settings.serving_log_folder, tombstones)
-        manifest = Manifest(entity, now, hashes, tuple(done), logged, is_log_compacted=self._compact())
+        sets = self._rewrite_stored(tombstones, busy)
+        manifest = Manifest(entity, now, hashes, tuple(done), logged, sets, is_log_compacted=self._compact())
         self.registry.record_erasure(entity, manifest.to_dict(), now=now)
         if busy:
             raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")
@@ -179,6 +197,20 @@ class Erasure:
             raise
         self.registry.finish_run(version, run, now=now, report={"erased": rows}, loaded=loaded)
         return rows, files
+
+    def _rewrite_stored(self, tombstones: Tombstones, busy: list[str]) -> tuple[str, ...]:
+        """Write stored training sets anew; returns those that lost rows, and adds what is being computed to what is busy."""
+        stored, rewritten = StoredSets(self.settings.offline_folder), []
+        for each in stored.all():
+            try:
+                with stored.held(each.job.id) as held:
+                    if erase_stored(held, tombstones):
+                        rewritten.append(each.job.id)
+            except TrainingSetError as reason:
+                busy.append(str(reason))
+            except NotFoundError:  # it was deleted a moment ago
+                continue
+        return tuple(rewritten)
 
     def _loaded(self, version: Version, run: int, table_version: int, now: int) -> Loaded | None:
         """Take the online load along to the new table version, if it was complete and the server still has it."""

@@ -20,6 +20,7 @@
     │   └── CodeError              its code is not there, or cannot be loaded
     ├── LockError                  definitions are not those of the lock
     ├── OfflineStoreError          the offline tables cannot be read or written
+    ├── TrainingSetError           a stored training set is in a state that does not allow it
     ├── OnlineStoreError           the online store cannot be reached or holds foreign bytes
     ├── ServiceError               the HTTP service cannot be reached, or refuses for a reason that is none of the above
     └── MissingDependencyError     an optional package is not installed (also an ImportError)
@@ -59,6 +60,7 @@ __all__ = [
     "SettingsError",
     "SourceError",
     "SpineError",
+    "TrainingSetError",
 ]
 
 
@@ -253,6 +255,16 @@ class OfflineStoreError(FeatureStoreError):
     """An offline table cannot be read or written."""
 
     code = "offline-store"
+
+
+class TrainingSetError(FeatureStoreError):
+    """A stored training set is being computed, is not completed, or is over already. `name` is its id."""
+
+    code = "training-set"
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class OnlineStoreError(FeatureStoreError):

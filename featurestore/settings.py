@@ -19,6 +19,7 @@
     server.training_timeout_ms  600000                          the same for historical features and training sets
     server.training_processes  2                                how many training queries are computed at once
     server.training_queue  8                                    how many more may wait; what comes then is told to come again
+    server.training_jobs  1                                     how many training-set jobs are computed beside them, 0 for none
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
     server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
     serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
@@ -117,6 +118,7 @@ class ServerSettings(_Section):
     training_timeout_ms: int = Field(default=600_000, ge=1)
     training_processes: int = Field(default=2, ge=1, le=1024)
     training_queue: int = Field(default=8, ge=0)
+    training_jobs: int = Field(default=1, ge=0, le=1024)
     grace_seconds: int = Field(default=10, ge=0)
     cors_origins: list[str] = []
 

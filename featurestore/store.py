@@ -23,6 +23,7 @@ from featurestore.functions import Functions, keep_copy
 from featurestore.materialize import Progress, Report, offline_table
 from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
+from featurestore.offline.stored_sets import StoredSets
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Incomplete, TrainingSet
 from featurestore.online import embedded
@@ -307,6 +308,11 @@ class FeatureStore:
             return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
         return made.make(spine, asked, timestamp_column, incomplete, now=now)
 
+    @property
+    def training_sets(self) -> StoredSets:
+        """The training sets that the HTTP service computes as jobs and keeps in the offline store."""
+        return StoredSets(self.settings.offline_folder)
+
     # Serving
 
     def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
@@ -416,6 +422,7 @@ class FeatureStore:
             self.stop()
             for version in versions:
                 shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
+            shutil.rmtree(self.training_sets.folder, ignore_errors=True)
             self.registry.drop()
             shutil.rmtree(self.settings.serving_log_folder, ignore_errors=True)
             shutil.rmtree(self.settings.state, ignore_errors=True)

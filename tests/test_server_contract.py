@@ -20,7 +20,8 @@ def test_openapi_is_complete(client: TestClient) -> None:
     for path, operations in schema["paths"].items():
         for operation in operations.values():
             assert operation["summary"], path
-            assert operation["responses"]["200"]["content"], path
+            [done] = [code for code in operation["responses"] if code.startswith("2")]
+            assert operation["responses"][done]["content"], path
             assert list(operation["responses"]["500"]["content"]) == [PROBLEM], path
     hot = schema["paths"][ONLINE]["post"]
     assert set(hot["requestBody"]["content"]) == set(hot["responses"]["200"]["content"]) == {JSON, ARROW}
@@ -36,4 +37,5 @@ def test_the_contract_names_every_route(client: TestClient) -> None:
     documented = contract.__doc__ or ""
     for path in client.get("/openapi.json").json()["paths"]:
         shown = re.sub(r"/v1/registry/(entities|sources|feature-views|aliases|feature-services)", "/v1/registry/<kind>", path)
-        assert f" {shown.replace('{name}', '<name>')} " in documented, path
+        shown = re.sub("{(.+?)}", r"<\1>", shown)
+        assert f" {shown} " in documented, path

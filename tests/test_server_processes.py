@@ -153,7 +153,7 @@ def test_what_fails_unexpectedly_in_a_process(store: FeatureStore, caplog: pytes
 
     @app.post("/bug")
     async def bug() -> Response:
-        return Computed(Processes(store), len)  # type: ignore[arg-type]  # it takes one argument, and is called with three
+        return Computed(Processes(store, 1, 0), len)  # type: ignore[arg-type]  # it takes one argument, and is called with three
 
     problem(TestClient(app).post("/bug"), 500, "internal")
     [record] = [each for each in caplog.records if each.name == "featurestore_server"]

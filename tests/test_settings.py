@@ -82,6 +82,7 @@ DEFAULTS: dict[str, Any] = {
     "server.training_timeout_ms": 600_000,
     "server.training_processes": 2,
     "server.training_queue": 8,
+    "server.training_jobs": 1,
     "server.grace_seconds": 10,
     "server.cors_origins": [],
     "serving_log.sample": 0.0,
@@ -122,6 +123,7 @@ request_timeout_ms = 6
 training_timeout_ms = 7
 training_processes = 4
 training_queue = 0
+training_jobs = 0
 grace_seconds = 0
 cors_origins = ["https://a.example"]
 [serving_log]
@@ -151,6 +153,7 @@ flush_seconds = 7.5
         "server.training_timeout_ms": 7,
         "server.training_processes": 4,
         "server.training_queue": 0,
+        "server.training_jobs": 0,
         "server.grace_seconds": 0,
         "server.cors_origins": ["https://a.example"],
         "serving_log.sample": 0.5,
@@ -180,6 +183,7 @@ VARIABLES = [
     ("FEATURESTORE_SERVER__TRAINING_TIMEOUT_MS", "7", "server.training_timeout_ms", 7),
     ("FEATURESTORE_SERVER__TRAINING_PROCESSES", "1", "server.training_processes", 1),
     ("FEATURESTORE_SERVER__TRAINING_QUEUE", "0", "server.training_queue", 0),
+    ("FEATURESTORE_SERVER__TRAINING_JOBS", "0", "server.training_jobs", 0),
     ("FEATURESTORE_SERVER__GRACE_SECONDS", "0", "server.grace_seconds", 0),
     ("FEATURESTORE_SERVER__CORS_ORIGINS", '["https://a.example"]', "server.cors_origins", ["https://a.example"]),
     ("FEATURESTORE_SERVING_LOG__SAMPLE", "0.25", "serving_log.sample", 0.25),

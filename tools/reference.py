@@ -25,6 +25,7 @@ _MADE = "<!-- made by tools/reference.py: change the code, then run it -->"
 _FORMATS = {
     "Value types": "featurestore.types",
     "Offline tables": "featurestore.offline.tables",
+    "Stored training sets": "featurestore.offline.stored_sets",
     "Key hashes": "featurestore.offline.keys",
     "Online keys": "featurestore.online.keys",
     "Online rows": "featurestore.online.rows",

@@ -64,5 +64,7 @@ def _parts(manifest: Manifest) -> Iterator[RenderableType]:
     if manifest.serving_log_rows:
         yield f"{counted(manifest.serving_log_rows, 'row')} of the serving log erased."
     yield f"{counted(len(manifest.digests), manifest.entity)} erased. The sources are yours to erase."
+    if manifest.training_sets:
+        yield f"{counted(len(manifest.training_sets), 'stored training set')} written anew."
     if not manifest.is_log_compacted:
         yield "The online server did not compact its log, which may hold old rows: see to that there."

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
 import orjson
 
-from featurestore.client.bodies import ARROW, Features, asked_for, entity_columns, rows_body
+from featurestore.client.bodies import ARROW, JSON, PARQUET, Features, asked_for, entity_columns, rows_body
 from featurestore.client.exchange import Exchange, Request, Retries, exchange
-from featurestore.client.results import RemoteTrainingSet, RemoteVectors
+from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
+from featurestore.errors import OfflineStoreError, ServiceError
 
 __all__ = ["Calls", "Incomplete"]
 
 Incomplete = Literal["error", "stale", "null"]
+_TRAINING_SETS = "/v1/training-sets"
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _SENT_ARROW = {"Content-Type": ARROW}
 
 
@@ -44,6 +51,59 @@ class Calls:
         request = Request("POST", "/v1/historical-features", parameters, headers, body, is_long=True)
         answer = yield from exchange(request, self.retries)
         return RemoteTrainingSet(answer.content)
+
+    def create_training_set(
+        self,
+        spine: tuple[str, Spool],
+        features: Features,
+        timestamp_column: str,
+        incomplete: Incomplete,
+        idempotency_key: str | None,
+    ) -> Exchange[TrainingSetJob]:
+        """Have a training set computed and kept."""
+        parameters = [*asked_for(features), ("timestamp_column", timestamp_column), ("incomplete", incomplete)]
+        type_, body = spine
+        headers = {"Content-Type": type_, "Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        request = Request("POST", _TRAINING_SETS, parameters, headers, body, is_long=True)
+        answer = yield from exchange(request, self.retries)
+        return TrainingSetJob.of(orjson.loads(answer.content.content()))
+
+    def training_sets(self) -> Exchange[list[TrainingSetJob]]:
+        """List the training sets that are kept."""
+        answer = yield from exchange(Request("GET", _TRAINING_SETS), self.retries)
+        return [TrainingSetJob.of(each) for each in orjson.loads(answer.content.content())["training_sets"]]
+
+    def training_set(self, identifier: str, method: str = "GET", suffix: str = "") -> Exchange[TrainingSetJob]:
+        """Read, cancel or delete one of them."""
+        request = Request(method, f"{_TRAINING_SETS}/{quote(identifier, safe='')}{suffix}")
+        answer = yield from exchange(request, self.retries)
+        return TrainingSetJob.of(orjson.loads(answer.content.content()))
+
+    def wait_for_training_set(self, identifier: str, timeout_seconds: float) -> Exchange[TrainingSetJob]:
+        """Ask for one of them until it is over."""
+        until, pause = time.monotonic() + timeout_seconds, _FIRST_PAUSE_SECONDS
+        while not (job := (yield from self.training_set(identifier))).is_over:
+            if time.monotonic() + pause > until:
+                raise ServiceError(f"training set {identifier!r} is {job.state}, after {timeout_seconds:g} s")
+            yield pause
+            pause = min(_LONGEST_PAUSE_SECONDS, pause * 1.5)
+        return job
+
+    def fetch_training_set(self, identifier: str, target: Path) -> Exchange[int]:
+        """Receive the file of one of them; it appears when it is complete."""
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        path = f"{_TRAINING_SETS}/{quote(identifier, safe='')}/data"
+        try:
+            answer = yield from exchange(
+                Request("GET", path, headers={"Accept": PARQUET}, is_long=True, target=partial), self.retries
+            )
+            answer.content.close()
+            partial.replace(target)
+        except OSError as reason:
+            raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
+        finally:
+            partial.unlink(missing_ok=True)
+        return answer.content.size
 
     def read(self, path: str, parameters: Mapping[str, Any] | None = None) -> Exchange[dict[str, Any]]:
         """Read something of the registry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -14,7 +15,7 @@ from featurestore.client.bodies import Features, spine_body
 from featurestore.client.calls import Calls, Incomplete
 from featurestore.client.connection import connection, failure_of, sent
 from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries
-from featurestore.client.results import RemoteTrainingSet, RemoteVectors
+from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
 
 __all__ = ["AsyncFeatureStoreClient", "FeatureStoreClient"]
@@ -88,6 +89,46 @@ class FeatureStoreClient(_Client):
         `spine` may be all that `FeatureStore` takes; SQL and paths are read here, not by the service.
         """
         return self._run(self._calls.historical(spine_body(spine), features, timestamp_column, incomplete))
+
+    def create_training_set(
+        self,
+        spine: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        incomplete: Incomplete = "error",
+        idempotency_key: str | None = None,
+    ) -> TrainingSetJob:
+        """Have a training set computed and kept by the service, as a job that outlives this call and the server.
+
+        Calls with one `idempotency_key` make one job, that of the first.
+        """
+        body = spine_body(spine)
+        return self._run(self._calls.create_training_set(body, features, timestamp_column, incomplete, idempotency_key))
+
+    def training_sets(self) -> list[TrainingSetJob]:
+        """Return the training sets that the service keeps, newest first."""
+        return self._run(self._calls.training_sets())
+
+    def training_set(self, id: str) -> TrainingSetJob:  # noqa: A002 (the service's name for it)
+        """Return how far one of them is."""
+        return self._run(self._calls.training_set(id))
+
+    def wait_for_training_set(self, id: str, *, timeout_seconds: float = 3600.0) -> TrainingSetJob:  # noqa: A002
+        """Return one of them once it is over, however it ended; ServiceError if that takes longer."""
+        return self._run(self._calls.wait_for_training_set(id, timeout_seconds))
+
+    def fetch_training_set(self, id: str, path: str | Path) -> int:  # noqa: A002
+        """Write the rows of a completed one to a Parquet file, which appears when it is complete; returns its bytes."""
+        return self._run(self._calls.fetch_training_set(id, Path(path)))
+
+    def cancel_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
+        """Cancel one that is not over."""
+        return self._run(self._calls.training_set(id, "POST", "/cancel"))
+
+    def delete_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
+        """Delete one with its files; returns it as it was."""
+        return self._run(self._calls.training_set(id, "DELETE"))
 
     def overview(self) -> dict[str, Any]:
         """Return what is applied, by name."""
@@ -172,6 +213,46 @@ class AsyncFeatureStoreClient(_Client):
         """Return the features of each spine row as of its timestamp."""
         body = await asyncio.to_thread(spine_body, spine)
         return await self._run(self._calls.historical(body, features, timestamp_column, incomplete))
+
+    async def create_training_set(
+        self,
+        spine: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        incomplete: Incomplete = "error",
+        idempotency_key: str | None = None,
+    ) -> TrainingSetJob:
+        """Have a training set computed and kept by the service, as a job that outlives this call and the server.
+
+        Calls with one `idempotency_key` make one job, that of the first.
+        """
+        body = await asyncio.to_thread(spine_body, spine)
+        return await self._run(self._calls.create_training_set(body, features, timestamp_column, incomplete, idempotency_key))
+
+    async def training_sets(self) -> list[TrainingSetJob]:
+        """Return the training sets that the service keeps, newest first."""
+        return await self._run(self._calls.training_sets())
+
+    async def training_set(self, id: str) -> TrainingSetJob:  # noqa: A002 (the service's name for it)
+        """Return how far one of them is."""
+        return await self._run(self._calls.training_set(id))
+
+    async def wait_for_training_set(self, id: str, *, timeout_seconds: float = 3600.0) -> TrainingSetJob:  # noqa: A002
+        """Return one of them once it is over, however it ended; ServiceError if that takes longer."""
+        return await self._run(self._calls.wait_for_training_set(id, timeout_seconds))
+
+    async def fetch_training_set(self, id: str, path: str | Path) -> int:  # noqa: A002
+        """Write the rows of a completed one to a Parquet file, which appears when it is complete; returns its bytes."""
+        return await self._run(self._calls.fetch_training_set(id, Path(path)))
+
+    async def cancel_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
+        """Cancel one that is not over."""
+        return await self._run(self._calls.training_set(id, "POST", "/cancel"))
+
+    async def delete_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
+        """Delete one with its files; returns it as it was."""
+        return await self._run(self._calls.training_set(id, "DELETE"))
 
     async def overview(self) -> dict[str, Any]:
         """Return what is applied, by name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-__all__ = ["RemoteTrainingSet", "RemoteVectors"]
+__all__ = ["RemoteTrainingSet", "RemoteVectors", "TrainingSetJob"]
 
 _KEYS = b"featurestore.keys"
 _STATUS, _EVENT_TIME = "__status", "__event_time"
@@ -72,6 +73,40 @@ class RemoteVectors:
         """Return the vectors as lists by column."""
         columns: dict[str, list[Any]] = self.columns.to_pydict()
         return columns
+
+
+@dataclass(frozen=True)
+class TrainingSetJob:
+    """A training set that the service computes and keeps, as it was when it was asked for.
+
+    `state` is waiting, running, cancelling, completed, failed or cancelled. `rows_done` counts the rows of the spine read,
+    `rows` and `bytes` are the result's, `erased_rows` left it by an erasure. `error` says why it failed.
+    """
+
+    id: str
+    state: str
+    features: str | list[str]
+    columns: list[str]
+    spine_rows: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    attempts: int
+    rows_done: int
+    rows: int | None
+    bytes: int | None
+    erased_rows: int
+    error: dict[str, str] | None
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> TrainingSetJob:
+        """Return what the service says of a job."""
+        return TrainingSetJob(**{each.name: record[each.name] for each in fields(TrainingSetJob)})
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing will come any more."""
+        return self.state in ("completed", "failed", "cancelled")
 
 
 class RemoteTrainingSet:

@@ -14,9 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
-from featurestore_server import contract, health, historical, online, registry
+from featurestore_server import contract, health, historical, online, registry, training_sets
 from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
 from featurestore_server.gate import Gate
+from featurestore_server.jobs import Jobs
 from featurestore_server.limits import Limits
 from featurestore_server.plans import Plans
 from featurestore_server.problems import UnexpectedErrors, handle_errors
@@ -24,6 +25,7 @@ from featurestore_server.processes import Processes
 
 __all__ = ["create_app"]
 
+_SUBMISSIONS = 2
 _LOGGER = logging.getLogger("featurestore_server")
 _PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
@@ -56,10 +58,11 @@ def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
     app.state.store, app.state.limits, app.state.online = store, limits, online.OnlineFeatures(store, plans, limits)
-    app.state.processes = Processes(store)
+    app.state.processes = Processes(store, store.settings.server.training_processes, store.settings.server.training_queue)
+    app.state.submissions, app.state.jobs = Processes(store, _SUBMISSIONS, store.settings.server.training_queue), Jobs(store)
     app.lookups = UnexpectedErrors(app.state.online)
     app.others = Gate(super(_Service, app).__call__, plans.access, limits)
-    for group in (online, historical, registry, health):
+    for group in (online, historical, training_sets, registry, health):
         app.include_router(group.router)
     handle_errors(app)
     if store.settings.server.cors_origins:
@@ -70,10 +73,11 @@ def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
 
 def _share(app: _Service, origins: list[str]) -> None:
     """Let pages of other origins call the service."""
+    methods = ["GET", "POST", "DELETE"]
 
     def shared(inner: ASGIApp) -> ASGIApp:
         allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id"]
-        return CORSMiddleware(inner, origins, allow_methods=["GET", "POST"], allow_headers=allowed, expose_headers=["X-Request-Id"])
+        return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=["X-Request-Id"])
 
     app.lookups, app.others = shared(app.lookups), shared(app.others)
 
@@ -84,7 +88,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     for name, answer in (await run_in_threadpool(health.checks, app.state.store)).items():
         if answer != "ok":
             _LOGGER.warning("not ready: %s: %s", name, answer)
-    async with app.state.online.serving():
+    async with app.state.online.serving(), app.state.jobs.running():
         yield
 
 
@@ -108,6 +112,7 @@ def _document_problems(schema: dict[str, Any]) -> None:
     own = {
         "/v1/online-features": with_body | {"online-store"},
         "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store", "busy"},
+        "/v1/training-sets": with_body | {"spine", "incomplete", "offline-store", "busy"},
         "/v1/registry": guarded,
         "/v1/registry/freshness": guarded,
         "/healthz": set(),

@@ -3,6 +3,12 @@
     route                            request                    answer
     POST /v1/online-features         JSON or Arrow              JSON or Arrow    the newest values of some entities
     POST /v1/historical-features     JSON, Arrow or Parquet     the same three   a training set for a spine
+    POST /v1/training-sets           JSON, Arrow or Parquet     JSON             the same as a job: computed and kept
+    GET  /v1/training-sets                                      JSON             the jobs, newest first
+    GET  /v1/training-sets/<set_id>                             JSON             one of them, and how far it is
+    GET  /v1/training-sets/<set_id>/data                        Parquet          its rows, once it is completed
+    POST /v1/training-sets/<set_id>/cancel                      JSON             end it
+    DELETE /v1/training-sets/<set_id>                           JSON             remove it with its files
     GET  /v1/registry                                           JSON             what is applied, by name
     GET  /v1/registry/<kind>         <kind> is entities, sources, feature-views, aliases or feature-services
     GET  /v1/registry/<kind>/<name>                             JSON             one of them, as its definition says
@@ -60,6 +66,11 @@ Streams. Historical answers are computed and sent in batches, each in a process 
     before the first byte and is a problem with its status; if a later batch fails, the connection ends without the end of the
     body, which clients see as an error. What is beyond `server.training_processes` and `server.training_queue` is a 503.
 
+Jobs. What `POST /v1/historical-features` takes makes a job: what can be known is refused at once, the rest is computed when its
+    turn comes, by whichever server has room. It outlives the request and the server: one whose process is lost begins anew, up to
+    three times. Its state is waiting, running, cancelling, completed, failed or cancelled. The rows stay in the offline store as
+    Parquet, with a manifest, until the job is deleted. Requests with one `Idempotency-Key` make one job, that of the first.
+
 Problems (RFC 9457): `{"type", "title", "status", "detail"}`; `type` is `/problems/<code>` and stable, of the codes in `PROBLEMS`.
 `name` is the offender where it has a name (a feature, a key column, a parameter), `nearest` the known names closest to it, best
 first. `errors` lists all faults of parameters and of a JSON body's members, `checks` what readiness found; `limit` is the number
@@ -102,6 +113,8 @@ __all__ = [
     "ProblemType",
     "Readiness",
     "Runs",
+    "TrainingSetRecord",
+    "TrainingSetRecords",
     "Versions",
 ]
 
@@ -138,6 +151,7 @@ PROBLEMS = {
     "incomplete": ProblemType(409, "The spine reaches beyond what is materialized"),
     "lock": ProblemType(409, "What is served is not what the model was trained on"),
     "too-large": ProblemType(413, "The request is beyond a limit of the service"),
+    "training-set": ProblemType(409, "The training set's state does not allow it"),
     "unsupported-media-type": ProblemType(415, "The body's type is not understood"),
     "input": ProblemType(422, "The request is not valid"),
     "spine": ProblemType(422, "The spine is not valid"),
@@ -317,6 +331,33 @@ class Problem(BaseModel):
     errors: Annotated[list[Fault], Field(description="Every fault of a JSON body or of parameters")] = []
     checks: Annotated[dict[str, str], Field(description="What readiness found")] = {}
     limit: Annotated[int | None, Field(description="The limit that the request is beyond")] = None
+
+
+class TrainingSetRecord(_Model):
+    """A training set as a job, and what has become of it."""
+
+    id: str
+    state: Literal["waiting", "running", "cancelling", "completed", "failed", "cancelled"]
+    features: Annotated[str | list[str], Field(description="A feature service, or features as `view:feature`")]
+    timestamp_column: str
+    incomplete: Literal["error", "stale", "null"]
+    columns: Annotated[list[str], Field(description="Those of the result: the spine's, then the features")]
+    spine_rows: int
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    attempts: Annotated[int, Field(description="How often it was begun")]
+    rows_done: Annotated[int, Field(description="How many rows of the spine have been read")]
+    rows: Annotated[int | None, Field(description="Of the result")]
+    bytes: Annotated[int | None, Field(description="Of the result's file")]
+    erased_rows: Annotated[int, Field(description="Rows that left the result because their entities were erased")]
+    error: Annotated[dict[str, str] | None, Field(description="Why it failed: `code` and `detail`")]
+
+
+class TrainingSetRecords(_Model):
+    """The training sets that are kept, newest first."""
+
+    training_sets: list[TrainingSetRecord]
 
 
 class Overview(_Model):

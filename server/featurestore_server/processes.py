@@ -3,8 +3,8 @@
 A process is forked from one that has the library loaded and nothing else (multiprocessing's fork server), which takes a few
 milliseconds. It runs at a lower priority, reads its request from a file and sends its answer through a socket that holds little, so
 it computes no faster than the client reads. It is killed when the client goes away, and ends by itself when the server does.
-`server.training_processes` run at once and share `offline.memory_limit`; `server.training_queue` more wait; others are told to
-come again.
+`server.training_processes` run at once, which share `offline.memory_limit` with the jobs (`jobs.py`); `server.training_queue` more
+wait; others are told to come again.
 
 What a process sends are frames: a letter, the length of what follows in four bytes, and that. `H` is the head of the response as
 JSON (status, headers, and what the log should say), `C` a chunk of its body, `E` its end, `X` a traceback instead of the rest.
@@ -34,7 +34,7 @@ from featurestore import FeatureStore
 from featurestore_server.problems import ProblemError
 from featurestore_server.training_process import FRAME, Origin, Work, run
 
-__all__ = ["Computed", "Processes"]
+__all__ = ["Computed", "LostProcessError", "Processes", "frames"]
 
 _LOGGER = logging.getLogger("featurestore_server")
 _PRELOADED = ["featurestore.store", "featurestore_server.queries"]
@@ -52,11 +52,13 @@ class Processes:
     """The processes of a service: how many run and wait."""
 
     store: FeatureStore
+    at_once: int
+    queue: int
     _slots: asyncio.Semaphore = field(init=False)
     _waiting: int = 0
 
     def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.store.settings.server.training_processes)
+        self._slots = asyncio.Semaphore(self.at_once)
 
     @asynccontextmanager
     async def started(self, work: Work, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
@@ -66,7 +68,7 @@ class Processes:
             ProblemError: too many wait already.
 
         """
-        if self._slots.locked() and self._waiting >= self.store.settings.server.training_queue:
+        if self._slots.locked() and self._waiting >= self.queue:
             detail = "as many training queries as can be are computed and waiting; come again, or send it as a training-set job"
             raise ProblemError("busy", detail, headers={"Retry-After": _BUSY_SECONDS})
         self._waiting += 1
@@ -83,7 +85,8 @@ class Processes:
     @asynccontextmanager
     async def _process(self, work: Work, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
         ours, theirs = socket.socketpair()
-        origin = Origin.of(self.store, shared_by=self.store.settings.server.training_processes)
+        settings = self.store.settings.server
+        origin = Origin.of(self.store, shared_by=settings.training_processes + settings.training_jobs)
         process = _context().Process(target=run, args=(work, origin, theirs, str(folder)), daemon=True)
         try:
             with theirs:
@@ -137,27 +140,34 @@ class Computed(Response):
 
     async def _relay(self, folder: Path, scope: Scope, send: Send) -> None:
         async with self._processes.started(self._work, folder) as reader:
-            _, content = await _frame(reader)
+            received = frames(reader)
+            _, content = await anext(received)
             head = orjson.loads(content)
             if head["log"]:
                 _LOGGER.warning("%s %s: %s", scope["method"], scope["path"], head["log"])
             headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in head["headers"]]
             await send({"type": "http.response.start", "status": head["status"], "headers": headers})
-            letter = b"C"
-            while letter != b"E":
-                letter, content = await _frame(reader)
+            async for letter, content in received:
                 await send({"type": "http.response.body", "body": content, "more_body": letter != b"E"})
 
 
-async def _frame(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
-    try:
-        letter, length = FRAME.unpack(await reader.readexactly(FRAME.size))
-        content = await reader.readexactly(length)
-    except asyncio.IncompleteReadError as reason:
-        raise LostProcessError("the process ended before its answer did") from reason
-    if letter == b"X":
-        raise LostProcessError(content.decode(errors="replace"))
-    return letter, content
+async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:
+    """Give what a process sends, to its end.
+
+    Raises:
+        LostProcessError: it ended before, or says that it failed.
+
+    """
+    letter = b""
+    while letter != b"E":
+        try:
+            letter, length = FRAME.unpack(await reader.readexactly(FRAME.size))
+            content = await reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionResetError) as reason:
+            raise LostProcessError("the process ended before its answer did") from reason
+        if letter == b"X":
+            raise LostProcessError(content.decode(errors="replace"))
+        yield letter, content
 
 
 async def _disconnected(receive: Receive) -> None:

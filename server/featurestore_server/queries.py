@@ -1,4 +1,4 @@
-"""Historical features, as a process of their own computes them (`processes.py`).
+"""Historical features and stored training sets, as processes of their own compute them (`processes.py`).
 
 A spine is a table here, never text: the library would take a text for SQL, or for a path on this machine.
 """
@@ -6,25 +6,30 @@ A spine is a table here, never text: the library would take a text for SQL, or f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from featurestore import FeatureStore
+from featurestore.clock import instant_text
+from featurestore.errors import NotFoundError, TrainingSetError
 from featurestore.offline.training import TrainingSet
 from featurestore.registry.api_keys import ApiKey
 from featurestore.types import Timestamp, ValueType
 from featurestore_server.access import permit
-from featurestore_server.contract import JSON, HistoricalOptions, HistoricalRequest
+from featurestore_server.computing import compute
+from featurestore_server.contract import JSON, PARQUET, HistoricalOptions, HistoricalRequest
 from featurestore_server.dependencies import Received
 from featurestore_server.limits import Limits
-from featurestore_server.tables import encoded, reader
+from featurestore_server.tables import check_form, encoded, reader
 from featurestore_server.training_process import Outlet
 from featurestore_server.values import check_lengths, from_json, untyped_from_json
 
-__all__ = ["Historical"]
+__all__ = ["Computation", "Historical", "Submission"]
 
 
 @dataclass(frozen=True)
@@ -75,3 +80,32 @@ def _json_spine(columns: Mapping[str, list[Any]], keys: Mapping[str, ValueType],
             for name, values in columns.items()
         }
     )
+
+
+@dataclass(frozen=True)
+class Submission(Historical):
+    """A request for a training set that is to be stored, under an identifier that its Idempotency-Key gives, or a new one."""
+
+    identifier: str = ""
+
+    def __call__(self, store: FeatureStore, folder: Path, outlet: Outlet) -> None:
+        """Keep the job, and send what is known of it; what can be known before is refused at once."""
+        training = self.training(store, folder / "body")
+        check_form(PARQUET, training.schema)
+        stored = store.training_sets.create(self.identifier, training, now=instant_text(store.clock()))
+        location = f"/v1/training-sets/{self.identifier}"
+        outlet.begin(202, [("content-type", JSON), ("location", location)])
+        outlet.write(orjson.dumps(stored.to_dict()))
+
+
+@dataclass(frozen=True)
+class Computation:
+    """The computation of a stored training set; nothing comes of it if another process has it, or it is over."""
+
+    identifier: str
+
+    def __call__(self, store: FeatureStore, _folder: Path, _outlet: Outlet) -> None:
+        """Compute it, and say in its state what has become of it."""
+        with suppress(NotFoundError, TrainingSetError), store.training_sets.held(self.identifier) as held:
+            if not held.state.is_over:
+                compute(store, held)

@@ -19,7 +19,7 @@ from featurestore_server.contract import ARROW, JSON, PARQUET
 from featurestore_server.problems import ProblemError
 from featurestore_server.values import has_json_form, to_json
 
-__all__ = ["encoded", "read_table", "reader"]
+__all__ = ["check_form", "encoded", "read_table", "reader"]
 
 _BATCH_ROWS = 122_880
 _SMALL_BATCH_ROWS = 16_384
@@ -87,13 +87,18 @@ def encoded(type_: str, schema: pa.Schema, batches: Batches, spine: Sequence[str
         InputError: a column has no form in the type.
 
     """
+    check_form(type_, schema)
+    if type_ == JSON:
+        return _json_chunks(schema, batches, spine)
+    return {ARROW: _arrow_chunks, PARQUET: _parquet_chunks}[type_](schema, batches)
+
+
+def check_form(type_: str, schema: pa.Schema) -> None:
+    """Raise InputError if a column has no form in a type."""
     has_form = {JSON: has_json_form, ARROW: lambda _: True, PARQUET: _has_parquet_form}[type_]
     for field in schema:
         if not has_form(field.type):
             raise InputError(f"column {field.name!r} is {field.type}, which {type_} cannot hold; ask for {ARROW}", name=field.name)
-    if type_ == JSON:
-        return _json_chunks(schema, batches, spine)
-    return {ARROW: _arrow_chunks, PARQUET: _parquet_chunks}[type_](schema, batches)
 
 
 def _has_parquet_form(type_: pa.DataType) -> bool:
