@@ -2,8 +2,8 @@
 
 In this order, so that whoever was killed in between only has to do it again: the tombstones are recorded, which every later read of
 a source respects; the online rows are deleted by a run of a number above all others, so that no run that is under way brings them
-back; then each version's tables are written anew under its lease, the serving log, and the stored training sets. What is recorded of
-it has hashes and counts, never keys.
+back; then each version's tables are written anew under its lease, the serving log and the stored training sets. What is recorded
+of it has hashes and counts, never keys.
 """
 
 from __future__ import annotations
