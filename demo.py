@@ -1,6 +1,6 @@
 """The whole product on real data: what `make demo` runs.
 
-Flights out of New York in 2013, as `definitions/` declares them: plan, apply, materialize, serve, look up, train, compare. A second
+Flights out of New York in 2013, as `definitions/` declares them: plan, apply, materialize, serve, look up, train, verify. A second
 run is incremental. State goes into `definitions/.featurestore/`; `featurestore --repo definitions teardown` removes it.
 """
 
@@ -26,7 +26,6 @@ from featurestore.errors import FeatureStoreError
 REPO = Path(__file__).parent / "definitions"
 SERVICE = "departure_delay_v1"
 TRAINING_ROWS = 50_000
-PARITY_KEYS = 1_000
 
 console = Console(highlight=False, width=max(Console().width, 130))
 
@@ -60,7 +59,7 @@ def run(store: FeatureStore) -> int | None:
         look_up(url)
         training = train(store)
         same_over_http = train_over_http(url, training)
-    compared = check_parity(store)
+    compared = verify(store)
     return compared if same_over_http else None
 
 
@@ -162,19 +161,20 @@ def train_over_http(url: str, training: pa.Table) -> bool:
     return is_same
 
 
-def check_parity(store: FeatureStore) -> int | None:
+def verify(store: FeatureStore) -> int | None:
     """Compare what is served with what training sees at the watermark, bit for bit."""
     table = Table("view", "keys", "values", "different", "missing online", "extra online", box=None, pad_edge=False)
-    with step(f"7. Compare up to {PARITY_KEYS:,} keys of each view, online against offline at the watermark") as found:
-        parities = store.check_parity(keys=PARITY_KEYS)
-        for each in parities:
-            cells = [each.compared, each.values, each.different, each.missing_online, each.extra_online]
-            table.add_row(each.view, *(f"{cell:,}" for cell in cells))
+    with step("7. Verify every key of every view: online against offline at the watermark") as found:
+        parity = store.verify(keys=None)
+        for each in parity.views:
+            counts = [each.different, each.missing_online, each.extra_online]
+            table.add_row(each.view, *(f"{cell:,}" for cell in [each.compared, each.compared * len(each.features), *counts]))
         console.print(table)
-        keys = sum(each.compared for each in parities)
-        found.append(f"{keys:,} keys compared")
-    is_equal = keys >= PARITY_KEYS and all(each.is_equal for each in parities)
-    return sum(each.values for each in parities) if is_equal else None
+        for view in parity.views:
+            for example in view.examples:
+                console.print(f"  {view.view} {dict(example.key)}: {example.cause.value}, {example.evidence}", markup=False)
+        found.append(f"{parity.compared:,} keys compared, {parity.differences:,} differ")
+    return parity.values if parity.is_equal and parity.compared else None
 
 
 def post(url: str, body: dict[str, Any]) -> Any:

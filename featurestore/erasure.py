@@ -221,7 +221,7 @@ class Erasure:
             return None
         with self.online.load(version, run=run, now=now) as load:
             load.finish()
-        return Loaded(run, table_version)
+        return Loaded(run, table_version, loaded.until)
 
     def _compact(self) -> bool:
         try:

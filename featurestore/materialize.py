@@ -17,20 +17,22 @@ import pyarrow as pa
 
 from featurestore.clock import Clock, duration_micros, instant_text, to_micros
 from featurestore.errors import ConflictError, GapError, InputError, OnlineStoreError, SourceError
+from featurestore.offline.arrivals import arrivals, source_stamp
 from featurestore.offline.asked import Asked
 from featurestore.offline.erased import without_erased
+from featurestore.offline.late import count_late_rows
 from featurestore.offline.manifests import pinned
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.session import session
 from featurestore.offline.sources import BEGINNING, ViewRows, view_rows
-from featurestore.offline.survey import Survey, count_late_rows, find_duplicate_key, survey
+from featurestore.offline.survey import Survey, find_duplicate_key, survey
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.offline.touched import LastLoad, touched_keys
 from featurestore.offline.upkeep import compact, discard_unnamed, has_many_files, vacuum
 from featurestore.online.store import OnlineStore
 from featurestore.push import FIRST, Pushing
 from featurestore.registry.registry import Registry
-from featurestore.registry.state import Coverage, Loaded, Version
+from featurestore.registry.state import Coverage, Loaded, LoadRecord, Version
 from featurestore.settings import Settings
 
 __all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
@@ -153,12 +155,15 @@ class _Run:
         self.now = self.clock() if now is None else now
         self.progress = progress
         self.run = 0
+        self.record: LoadRecord | None = None
+        self.source: str | None = None
 
     def execute(self, start: int | None, end: int | None, *, full: bool = False) -> Report:
         if self.view.is_pushed:
             self.now = self.pushing.fold(self.view.source.name)
         interval = _STATIC if self.view.is_static else self._interval(start, end)
         pushed = (min(interval[0], self._covered_until), interval[1])
+        self.source = None if self.view.is_pushed else source_stamp(self.view.source, self.settings.root)
         source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
         found = self._survey(without_erased(source, self.registry.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]
@@ -226,7 +231,10 @@ class _Run:
             error = str(reason) or type(reason).__name__
             self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), error=error)
             raise
-        self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), loaded=loaded)
+        record = self.record
+        if record is not None and loaded is not None:
+            record = replace(record, table_version=loaded.table_version)
+        self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), loaded=loaded, record=record)
         return report
 
     def _last_run_online(self) -> int:
@@ -322,11 +330,11 @@ class _Run:
             return report, None
         snapshot, loaded = self._snapshot(), self.version.loaded
         if self.view.is_pushed:
-            return self._load_pushed(report, full=full), Loaded(report.run, snapshot.version)
+            return self._load_pushed(report, full=full), Loaded(report.run, snapshot.version, watermark)
         last = None
         # A marker that is missing or not the registry's says that the server lost rows, or was never told of all.
         if not full and loaded is not None and self.online.loaded_run(self.version) == loaded.run:
-            last = LastLoad(self.table.snapshot(loaded.table_version), self.registry.run_end(loaded.run))
+            last = LastLoad(self.table.snapshot(loaded.table_version), loaded.until)
         batch = max(1_000, min(_LOAD_ROWS, _LOAD_BYTES // snapshot.bytes_per_row([field.name for field in self.view.stored])))
         with self.online.load(self.version, run=report.run, now=self.now, max_rate=self.max_rate) as load:
             done, most = 0, snapshot.rows if last is None else 0  # a key has a row or more
@@ -343,7 +351,19 @@ class _Run:
                 load.sweep()
             load.finish()
         report = replace(report, online_written=load.written, online_deleted=load.deleted, online_full=last is None)
-        return report, Loaded(report.run, snapshot.version)
+        self.record = self._recorded(report, snapshot, watermark, self.clock())
+        return report, Loaded(report.run, snapshot.version, watermark)
+
+    def _recorded(self, report: Report, snapshot: Snapshot, watermark: int, readable_at: int) -> LoadRecord:
+        """Return the record of the load that was just completed."""
+        loaded, made_at = self.version.loaded, self.version.created_at
+        before, until = Snapshot(-1), BEGINNING - 1
+        if loaded is not None:
+            before, until = self.table.snapshot(loaded.table_version), loaded.until
+        new = arrivals(self.view, before, snapshot, watermark=until, made_at=made_at, readable_at=readable_at)
+        return LoadRecord(
+            report.run, snapshot.version, watermark, readable_at, new.is_rewrite, new.rows, new.ages, report.late, self.source
+        )
 
     def _load_pushed(self, report: Report, *, full: bool) -> Report:
         """Write the latest row of each key that was pushed since the cursor: the same as each push by itself would."""

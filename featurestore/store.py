@@ -31,7 +31,8 @@ from featurestore.online.fetching import Found
 from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
-from featurestore.parity import ViewParity, compare
+from featurestore.parity.findings import Parity
+from featurestore.parity.verification import Verification, VerifyProgress, chosen_versions
 from featurestore.push import Pushing, Receipt
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
@@ -39,7 +40,7 @@ from featurestore.registry.selection import Selection, select
 from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Version
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
-from featurestore.runs import ViewRuns, fed_versions
+from featurestore.runs import ViewRuns
 from featurestore.serving_log.writer import ServingLog
 from featurestore.settings import Settings, load_settings, redacted
 from featurestore.sizing import Estimate, estimates
@@ -373,13 +374,26 @@ class FeatureStore:
 
     # Looking at it
 
-    def check_parity(self, views: Sequence[str] | None = None, *, keys: int = 1000) -> list[ViewParity]:
-        """Compare online rows with offline values at the watermark, for up to so many keys of each view that is loaded online."""
-        chosen = [version for version in fed_versions(self.registry, views) if version.state == "serving" and version.loaded]
-        return [
-            compare(version, offline_table(self.settings, version).snapshot(version.table_version), self.online, keys=keys)
-            for version in chosen
-        ]
+    def verify(
+        self,
+        views: Sequence[str] | None = None,
+        *,
+        service: str | None = None,
+        keys: int | None = 1000,
+        progress: VerifyProgress = lambda _view, _keys: None,
+    ) -> Parity:
+        """Compare what is served with what training sees, bit for bit, and say why where they differ.
+
+        Compared are views or aliases, by default all, or those of a feature service: `keys` keys of each, the same ones each time,
+        or with `keys=None` all; each at the watermark of its last completed load. The server is asked for half its time.
+
+        Raises:
+            NotFoundError: no such view, alias or service.
+            OnlineStoreError: the online store does not answer.
+
+        """
+        chosen = chosen_versions(self.registry.serving(), views, service)
+        return Verification(self.settings, self.registry, self.online, self.clock).verify(chosen, keys=keys, progress=progress)
 
     def applied(self) -> Applied:
         """Return the specs applied last, by (kind, name), and every version of every view."""

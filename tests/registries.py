@@ -69,5 +69,5 @@ def made(
 ) -> Version:
     """Return a version of a view: covered until an instant, or never materialized."""
     coverage = None if covered is None else Coverage(0, covered)
-    load = Loaded(1, 0) if loaded and covered is not None else None
+    load = Loaded(1, 0, covered) if loaded and covered is not None else None
     return Version(number, f"{name}{number}", number, "", view(name, online=online), state, 0, coverage, 0, load)

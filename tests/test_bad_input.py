@@ -159,7 +159,7 @@ def test_hostile_key_values_are_values(weather_repo: Repo) -> None:
     assert temperatures(store, *HOSTILE) == values
     spine = pa.table({"origin": HOSTILE, "event_timestamp": pa.array([at(NOON)] * count, TIME)})
     assert store.get_historical_features(spine, "flight_weather").to_dict()["airport_weather__temperature"] == values
-    [parity] = store.check_parity()
+    [parity] = store.verify(keys=None).views
     assert (parity.compared, parity.is_equal) == (count, True)
     store.online.drop(store.applied().versions[0])
     assert temperatures(store, *HOSTILE) == [None] * count
@@ -246,7 +246,7 @@ def test_a_server_that_stops_in_the_middle_of_a_load(
     assert (version.watermark, version.loaded, store.snapshot(version).rows) == (NOON, None, count)
     [report] = weather_repo.open().materialize()
     assert (report.rows, report.online_written, report.online_full) == (0, count, True)
-    assert all(view.is_equal for view in weather_repo.open().check_parity(keys=count))
+    assert all(view.is_equal for view in weather_repo.open().verify(keys=count).views)
 
 
 def test_a_stale_socket_is_an_error_that_names_it(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_an_erased_entity_is_gone_everywhere(airports: Repo) -> None:
     assert [(each.version, each.rows, each.online_rows) for each in manifest.versions if each.view == "airport_weather"] == [
         (1, 1, 1), (2, 1, 1),
     ]  # fmt: skip
-    assert all(view.is_equal for view in store.check_parity())
+    assert all(view.is_equal for view in store.verify(keys=None).views)
     store.stop()
     assert [place for place, held in everything(airports) if SECRET.encode() in held and "/online/" not in place] == []
 
@@ -254,7 +254,7 @@ def test_a_run_that_began_before_does_not_bring_it_back_online(airports: Repo, m
     store.materialize(["airport_carrier"], start=at(NOON - 9 * HOUR))
     assert looked_up(store)["airport_carrier__delay"] == [1, None, 3]
     other.delete_entities("airport", {"origin": [SECRET]})
-    assert all(view.is_equal for view in other.check_parity())
+    assert all(view.is_equal for view in other.verify(keys=None).views)
 
 
 KILLED = """
@@ -301,7 +301,7 @@ def test_an_erasure_that_was_killed_is_completed_by_the_next(airports: Repo, mom
     store.delete_entities("airport", {"origin": [SECRET]})
     store.materialize()
     assert {name: values for name, values in looked_up(store).items() if "__" in name} == GONE
-    assert all(view.is_equal for view in store.check_parity())
+    assert all(view.is_equal for view in store.verify(keys=None).views)
     for version in store.applied().versions:
         table = DeltaTable(offline_table(store.settings, version).folder)
         assert table.to_pyarrow_table().num_rows == store.snapshot(version).rows

@@ -192,7 +192,7 @@ def test_two_at_once_end_as_one_after_the_other(killer: Killer, repo: Weather, s
         with suppress(*refused):
             change(repo.folder, repo.now, each)
     with FeatureStore(repo.folder, clock=lambda: repo.now) as store:
-        assert all(view.is_equal for view in store.check_parity())
+        assert all(view.is_equal for view in store.verify(keys=None).views)
         serving = [each for each in store.applied().versions if each.state == "serving"]
         assert sorted(each.view.name for each in serving) == ["airport_gates", "airport_weather"]
         assert {each.coverage.end for each in serving if each.coverage} == {repo.now}

@@ -85,10 +85,10 @@ def test_whoever_lost_the_lease_unnoticed_records_nothing(open_registry: Open) -
     with pytest.raises(RunInProgressError, match="view 'a' has been taken over by another run since this one lost its lease"):
         registry.cover(version, Coverage(0, NOON - 1), 1, lost)
     with pytest.raises(RunInProgressError):
-        registry.finish_run(version, lost, now=NOON, report={}, loaded=Loaded(lost, 1))
-    registry.finish_run(version, later, now=NOON, report={}, loaded=Loaded(later, 2))
+        registry.finish_run(version, lost, now=NOON, report={}, loaded=Loaded(lost, 1, NOON))
+    registry.finish_run(version, later, now=NOON, report={}, loaded=Loaded(later, 2, NOON))
     [after] = registry.applied().versions
-    assert (after.coverage, after.table_version, after.loaded) == (Coverage(0, NOON), 2, Loaded(later, 2))
+    assert (after.coverage, after.table_version, after.loaded) == (Coverage(0, NOON), 2, Loaded(later, 2, NOON))
 
 
 HOLDER = """

@@ -118,7 +118,7 @@ def test_chunks_of_a_backfill_are_files_with_disjoint_visible_times(weather_repo
     assert report.chunks == len(files) > 3
     assert all(one.last < other.first for one, other in itertools.pairwise(files))
     assert temperatures(store, "A0", "A1") == [196.0, 197.0]
-    assert all(each.is_equal for each in store.check_parity())
+    assert all(each.is_equal for each in store.verify(keys=None).views)
 
 
 def test_an_online_server_that_lost_its_rows_is_loaded_in_full(weather_repo: Repo) -> None:

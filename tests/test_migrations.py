@@ -58,14 +58,14 @@ def test_a_registry_of_the_first_release_is_brought_here_with_all_it_holds(open_
 
     assert states(registry, "a") == ["a1 replaced", "a2 serving", "a3 candidate"]
     one, two, three = registry.applied().versions
-    assert (two.uid, two.coverage, two.loaded) == ("1a1b2c3d", Coverage(-62135596800000001, NOON), Loaded(2, 2))
+    assert (two.uid, two.coverage, two.loaded) == ("1a1b2c3d", Coverage(-62135596800000001, NOON), Loaded(2, 2, NOON))
     assert (one.is_rollback, registry.applied().revision, registry.serving().specs["feature view", "a"]["ttl"]) == (False, 4, "6h")
     assert [(run.number, run.version, run.status) for run in registry.runs()] == [(2, 2, "completed"), (1, 1, "completed")]
     assert [change["applied_by"] for change in registry.history()] == ["ann"] * 6
 
     run = registry.start_run(three, None, NOON, now=NOON)
     registry.cover(three, Coverage(0, NOON), 7, run)
-    registry.finish_run(three, run, now=NOON, report={}, loaded=Loaded(run, 7))
+    registry.finish_run(three, run, now=NOON, report={}, loaded=Loaded(run, 7, NOON))
     assert states(registry, "a") == ["a1 replaced", "a2 replaced", "a3 serving"]
     registry.rollback("a", now=NOON)
     assert states(registry, "a") == ["a1 replaced", "a2 serving", "a3 replaced"]

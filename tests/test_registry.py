@@ -16,6 +16,7 @@ from featurestore.definitions import Definition
 from featurestore.errors import ConflictError, MissingDependencyError, RegistryError
 from featurestore.registry.plan import make_plan
 from featurestore.registry.registry import Registry
+from featurestore.registry.schema import SCHEMA_VERSION
 from featurestore.registry.state import Coverage, Loaded
 from featurestore.specs import to_reference_spec
 from tests.conftest import HOUR, NOON
@@ -177,10 +178,10 @@ def test_a_registry_with_a_newer_schema_is_refused(open_registry: Open, database
 
     with pytest.raises(
         RegistryError,
-        match=r"the registry the-registry has schema 99, this release reads 4: use the release that wrote it, or a newer one",
+        match=rf"the registry the-registry has schema 99, this release reads {SCHEMA_VERSION}: use the release that wrote it",
     ):
         open_registry()
-    execute(database_url, "UPDATE meta SET schema_version = 4")
+    execute(database_url, f"UPDATE meta SET schema_version = {SCHEMA_VERSION}")
     assert states(open_registry(), "a") == ["a1 serving"]
 
 
@@ -275,10 +276,10 @@ def test_coverage_and_load_are_kept_with_the_version(registry: Registry) -> None
 
     number = registry.start_run(version, None, NOON, now=NOON)
     registry.cover(version, Coverage(-5, NOON), 3, number)
-    registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 3))
+    registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 3, NOON))
     again = registry.version(version.id)
 
-    assert (again.coverage, again.watermark, again.loaded, again.table_version) == (Coverage(-5, NOON), NOON, Loaded(1, 3), 3)
+    assert (again.coverage, again.watermark, again.loaded, again.table_version) == (Coverage(-5, NOON), NOON, Loaded(1, 3, NOON), 3)
 
 
 COMPLETE = [

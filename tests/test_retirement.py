@@ -74,7 +74,7 @@ def test_a_rollback_serves_up_to_date_values_at_once(on_database: Repo) -> None:
     spine = pa.table({"origin": ["EWR"], "event_timestamp": pa.array([at(on_database.now)], TIME)})
     training = store.get_historical_features(spine, "flight_weather").to_dict()
     assert training["airport_weather__temperature"] == [-7.0]
-    [parity] = store.check_parity()
+    [parity] = store.verify(keys=None).views
     assert (parity.compared, parity.is_equal) == (1, True)
 
 

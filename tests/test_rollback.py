@@ -22,7 +22,7 @@ def run(registry: Registry, name: str, number: int, until: int = NOON, *, load: 
     version = registry.applied().versions_of(name)[number - 1]
     run = registry.start_run(version, None, until, now=until)
     registry.cover(version, Coverage(0, until), run, run)
-    registry.finish_run(version, run, now=until, report={}, loaded=Loaded(run, run) if load else None)
+    registry.finish_run(version, run, now=until, report={}, loaded=Loaded(run, run, until) if load else None)
 
 
 def changed_twice(registry: Registry) -> None:

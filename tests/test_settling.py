@@ -19,7 +19,7 @@ def run(registry: Registry, name: str, until: int = NOON, *, load: bool = True) 
     version = registry.applied().versions_of(name)[-1]
     number = registry.start_run(version, None, until, now=until)
     registry.cover(version, Coverage(0, until), number, number)
-    registry.finish_run(version, number, now=until, report={}, loaded=Loaded(number, number) if load else None)
+    registry.finish_run(version, number, now=until, report={}, loaded=Loaded(number, number, until) if load else None)
 
 
 def serving(registry: Registry) -> list[str]:
@@ -275,7 +275,7 @@ def test_a_load_that_does_not_cover_does_not_promote(registry: Registry) -> None
     version = registry.applied().versions[-1]
     number = registry.start_run(version, None, NOON, now=NOON)
     registry.cover(version, Coverage(0, NOON), 1, number)
-    registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 1), error="the disk is full")
+    registry.finish_run(version, number, now=NOON, report={}, loaded=Loaded(number, 1, NOON), error="the disk is full")
 
     assert states(registry, "a") == ["a1 serving", "a2 candidate"]
 

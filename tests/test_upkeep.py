@@ -64,7 +64,7 @@ def test_compaction_changes_no_value_and_loads_nothing_anew(hourly: FeatureStore
     assert trained(hourly).equals(before)
     [again] = hourly.materialize()
     assert (again.online_full, again.online_written) == (False, 0)
-    assert all(each.is_equal for each in hourly.check_parity())
+    assert all(each.is_equal for each in hourly.verify(keys=None).views)
 
 
 def test_runs_compact_by_themselves(hourly: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_vacuum_keeps_what_a_training_set_needs(hourly: FeatureStore, monkeypatc
     assert [each.vacuumed for each in hourly.compact(vacuum=True)] == [6]
     assert manifests.pinned(hourly.settings.offline_folder) == {}
     assert hourly.get_historical_features(spine, [asked]).to_arrow().equals(made)
-    assert all(each.is_equal for each in hourly.check_parity())
+    assert all(each.is_equal for each in hourly.verify(keys=None).views)
 
 
 def test_a_training_set_is_made_again_after_corrections(hourly: FeatureStore, weather_repo: Repo, tmp_path: Path) -> None:

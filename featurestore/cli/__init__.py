@@ -26,6 +26,7 @@ from featurestore.cli.running import compact, materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
 from featurestore.cli.training import get_historical
+from featurestore.cli.verifying import verify
 from featurestore.cli.versions import prune, rollback
 
 __all__ = ["main"]
@@ -37,6 +38,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "sync": sync,
         "compact": compact,
         "status": status,
+        "verify": verify,
         "rollback": rollback,
         "doctor": doctor,
     },

@@ -1,21 +1,19 @@
-"""Looking at a source before a run: how many rows it has where, what will be skipped, and what came too late."""
+"""Looking at a source before a run: how many rows it has where, and what will be skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import duckdb
 
 from featurestore.errors import SourceError
-from featurestore.offline.session import identifier, parquet
+from featurestore.offline.session import identifier
 from featurestore.offline.sources import ViewRows
-from featurestore.offline.tables import Snapshot
 
-__all__ = ["Survey", "count_late_rows", "find_duplicate_key", "survey"]
+__all__ = ["Survey", "find_duplicate_key", "survey"]
 
 _DAY = 86_400_000_000
-_LATE_BUCKET = 30 * _DAY
 _VISIBLE = "epoch_us(__visible_time)"
 
 
@@ -75,39 +73,5 @@ def find_duplicate_key(connection: duckdb.DuckDBPyConnection, rows: ViewRows) ->
         )
 
 
-def count_late_rows(
-    connection: duckdb.DuckDBPyConnection, rows: ViewRows, snapshot: Snapshot, covered: tuple[int, int], replaced: tuple[int, int]
-) -> int:
-    """Count the source's rows in the covered interval, outside the one just replaced, that the table lacks (T7).
-
-    Months whose checksums agree on both sides are not compared row by row.
-    """
-    columns = (
-        [key.name for key in rows.view.join_keys] + ["__event_time", "__created_time"] + [field.name for field in rows.view.stored]
-    )
-    listed = ", ".join(map(identifier, columns))
-    where = f"{_within(covered)} AND NOT ({_within(replaced)})"
-    source = f"SELECT {listed}, __visible_time FROM {rows.sql} WHERE {rows.keys_present} AND {where}"
-    files = [file.path for file in snapshot.files if file.last > covered[0] and file.first <= covered[1]]
-    table = f"SELECT {listed}, __visible_time FROM {parquet(files)} WHERE {where}" if files else f"{source} AND false"
-    checksums = [
-        set(connection.execute(
-            f"SELECT {_VISIBLE} // {_LATE_BUCKET}, count(*), sum(hash({listed})) FROM ({side}) GROUP BY 1"
-        ).fetchall())
-        for side in (source, table)
-    ]  # fmt: skip
-    differing = {bucket for bucket, *_ in checksums[0] - checksums[1]}
-    if not differing:
-        return 0
-    months = f"{_VISIBLE} // {_LATE_BUCKET} IN ({', '.join(map(str, sorted(differing)))})"
-    lacking = f"SELECT {listed} FROM ({source}) WHERE {months} EXCEPT ALL SELECT {listed} FROM ({table}) WHERE {months}"
-    return int(_one(connection.execute(f"SELECT count(*) FROM ({lacking})").fetchone()))
-
-
 def _within(interval: tuple[int, int]) -> str:
     return f"({_VISIBLE} > {interval[0]} AND {_VISIBLE} <= {interval[1]})"
-
-
-def _one(row: Sequence[int] | None) -> int:
-    assert row is not None
-    return row[0]

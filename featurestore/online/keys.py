@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.online.tails import contiguous, fixed_bytes, lengths_of
+from featurestore.online.tails import contiguous, fixed_bytes, fixed_column, lengths_of
 from featurestore.types import ValueType
 
 __all__ = ["KeyBlock", "KeyCodec", "cursor", "fence", "key_bytes", "key_codec", "marker", "online_key", "pattern", "slot", "slots"]
@@ -211,6 +211,35 @@ class KeyCodec:
                 keys[row] = key
         return keys
 
+    def columns(self, names: Sequence[bytes]) -> tuple[list[pa.ChunkedArray], list[int]]:
+        """Return the key columns of stored keys, and which of the keys these are: what no lookup could ask for is left out."""
+        known, parts = [], []
+        for place, name in enumerate(names):
+            part = self._parts(name)
+            if part is not None:
+                known.append(place)
+                parts.append(part)
+        columns = [_key_column([part[place] for part in parts], type_) for place, type_ in enumerate(self._types)]
+        again = self.names(columns) if known else []
+        is_ours = [name == names[place] for name, place in zip(again, known, strict=True)]
+        if not all(is_ours):
+            columns = [column.filter(pa.array(is_ours)) for column in columns]
+        return columns, [place for place, is_it in zip(known, is_ours, strict=True) if is_it]
+
+    def _parts(self, name: bytes) -> list[bytes] | None:
+        """Cut a stored key into the bytes of its columns; none if it ends too early or too late, or holds what is no text."""
+        place, parts = len(self._prefix) + 4, []
+        for type_, has_length in zip(self._types, self._has_length, strict=True):
+            length = np.dtype(type_.numpy).itemsize if type_.is_fixed_width else len(name) - place
+            if has_length:
+                length, place = int.from_bytes(name[place : place + 4], "little"), place + 4
+            part = name[place : place + length]
+            if len(part) != length or (type_.name == "String" and not _is_text(part)):
+                return None
+            parts.append(part)
+            place += length
+        return parts if place == len(name) else None
+
     def blocks(self, columns: Sequence[pa.ChunkedArray]) -> Iterator[KeyBlock]:
         """Give the keys of columns of the declared types without nulls, those of one length at a time."""
         whole = [contiguous(column) for column in columns]
@@ -230,6 +259,22 @@ class KeyCodec:
             heads[:, len(self._prefix) + place] = letters[hashed >> np.uint32(shift) & np.uint32(63)]
         heads[:, -1] = ord("}")
         return heads
+
+
+def _is_text(part: bytes) -> bool:
+    try:
+        part.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _key_column(parts: Sequence[bytes], type_: ValueType) -> pa.ChunkedArray:
+    if type_.is_fixed_width:
+        column = fixed_column(np.frombuffer(b"".join(parts), type_.numpy), None, type_.arrow)
+    else:
+        column = pa.array(parts, pa.binary()).cast(type_.arrow)
+    return pa.chunked_array([column])
 
 
 def _with_length(value: bytes | None) -> bytes | None:

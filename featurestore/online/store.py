@@ -25,7 +25,7 @@ from featurestore.online.cursors import Cursors, advance, cursors, put_cursors
 from featurestore.online.delivery import Delivery, parcels
 from featurestore.online.failures import translated
 from featurestore.online.fetching import Found
-from featurestore.online.keys import KeyBlock, KeyCodec, cursor, fence, key_codec, marker
+from featurestore.online.keys import KeyBlock, KeyCodec, cursor, fence, key_codec, marker, pattern
 from featurestore.online.loading import DELETED_FOR_MS, Load, loaded_run, scanned
 from featurestore.online.packed import PackedRows
 from featurestore.online.reading import Reader
@@ -38,6 +38,8 @@ from featurestore.settings import Settings
 __all__ = ["OnlineLoad", "OnlineRows", "OnlineStore", "Status", "features_of", "features_of_view", "keys_of", "rows_of", "ttl_of"]
 
 _PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 0.05
+_SCANNED = 1_000
 _KEPT_BEYOND_TTL_MS = 24 * 3600 * 1000
 
 
@@ -290,6 +292,22 @@ class OnlineStore:
                         return dropped
                     time.sleep(_PAUSE_SECONDS)
         return dropped
+
+    def keys(self, version: Version) -> Iterator[list[bytes]]:
+        """Give the keys under which a version has rows, deleted ones included, some at a time and some of them twice.
+
+        After each part the server is left alone for as long as it took, so it is asked for half of its time at most.
+        """
+        with translated(self.settings):
+            for endpoint in self.topology.layout().endpoints:
+                client: Any = self.topology.client(endpoint)
+                cursor = -1
+                while cursor:
+                    began = time.perf_counter()
+                    cursor, page = client.scan(max(cursor, 0), match=pattern(version.uid), count=_SCANNED)
+                    time.sleep(min(time.perf_counter() - began, _LONGEST_PAUSE_SECONDS))
+                    if page:
+                        yield page
 
     def compact(self) -> None:
         """Let the servers write their append-only files anew, so that these hold no row that is not there any more."""

@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import sqlalchemy as sa
 
 from featurestore.definitions import FeatureView
+from featurestore.registry.schema import loads as loads_table
 from featurestore.registry.schema import objects, runs, takeovers, versions
 from featurestore.registry.settling import ObjectState
-from featurestore.registry.state import Coverage, Loaded, Run, Version
+from featurestore.registry.state import Coverage, Loaded, LoadRecord, Run, Version
 from featurestore.specs import canonical_json, fingerprint, from_spec, to_spec
 
-__all__ = ["all_objects", "all_versions", "loads", "newest_runs", "one_version", "version_row", "write_object"]
+__all__ = [
+    "all_objects",
+    "all_versions",
+    "load_records",
+    "loads",
+    "newest_runs",
+    "one_version",
+    "run_states",
+    "version_row",
+    "write_load",
+    "write_object",
+]
 
 VIEW = "feature view"
 
@@ -67,7 +80,7 @@ def _version(row: Any, targets: set[int | None]) -> Version:
         created_at=row.created_at,
         coverage=coverage,
         table_version=row.table_version,
-        loaded=None if row.loaded_run is None else Loaded(row.loaded_run, row.loaded_table_version),
+        loaded=None if row.loaded_run is None else Loaded(row.loaded_run, row.loaded_table_version, row.loaded_until),
         retired_at=row.retired_at,
         # What never held a row has nothing that could serve again; what is pushed needs no run to hold some.
         is_rollback=row.state == "replaced" and (coverage is not None or view.is_pushed) and row.id in targets,
@@ -96,6 +109,30 @@ def newest_runs(connection: sa.Connection, limit: int) -> list[Run]:
         Run(
             row.id, row.view, row.number, row.interval_start, row.interval_end, row.status,
             row.started_at, row.finished_at, json.loads(row.report), row.error,
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def run_states(connection: sa.Connection, version_id: int) -> dict[int, str]:
+    """Return the number and the status of every run of a version."""
+    query = sa.select(runs.c.id, runs.c.status).where(runs.c.version_id == version_id)
+    return {row.id: row.status for row in connection.execute(query)}
+
+
+def write_load(connection: sa.Connection, version_id: int, record: LoadRecord) -> None:
+    """Keep the record of a completed load."""
+    row = asdict(record) | {"version_id": version_id, "ages": canonical_json(list(record.ages))}
+    connection.execute(loads_table.insert().values(row))
+
+
+def load_records(connection: sa.Connection, version_id: int) -> list[LoadRecord]:
+    """Return the records of a version's completed loads, oldest first."""
+    rows = connection.execute(sa.select(loads_table).where(loads_table.c.version_id == version_id).order_by(loads_table.c.run))
+    return [
+        LoadRecord(
+            row.run, row.table_version, row.until, row.readable_at, row.is_rewrite, row.rows, tuple(json.loads(row.ages)),
+            row.late, row.source,
         )
         for row in rows
     ]  # fmt: skip

@@ -24,7 +24,18 @@ from featurestore.registry.lease import advisory_holder, advisory_lease, advisor
 from featurestore.registry.migrations import upgrade
 from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
 from featurestore.registry.pushes import Pushes
-from featurestore.registry.records import all_objects, all_versions, loads, newest_runs, one_version, version_row, write_object
+from featurestore.registry.records import (
+    all_objects,
+    all_versions,
+    load_records,
+    loads,
+    newest_runs,
+    one_version,
+    run_states,
+    version_row,
+    write_load,
+    write_object,
+)
 from featurestore.registry.schema import (
     SCHEMA_VERSION,
     alembic,
@@ -38,7 +49,7 @@ from featurestore.registry.schema import (
     versions,
 )
 from featurestore.registry.settling import waiting
-from featurestore.registry.state import Applied, Coverage, Loaded, Rollback, Run, Tombstones, Version
+from featurestore.registry.state import Applied, Coverage, Loaded, LoadRecord, Rollback, Run, Tombstones, Version
 from featurestore.registry.takeover import restore, set_state, settle_now
 from featurestore.specs import canonical_json, fingerprint, to_spec
 
@@ -253,10 +264,15 @@ class Registry:
             connection.execute(runs.insert().values(id=number, **row))
             return number
 
-    def run_end(self, run: int) -> int:
-        """Return the end of the interval of a run."""
-        with self._database.transaction() as connection:
-            return connection.execute(sa.select(runs.c.interval_end).where(runs.c.id == run)).scalar_one()
+    def run_states(self, version: Version) -> dict[int, str]:
+        """Return the number and the status of every run of a version."""
+        with self._transaction() as connection:
+            return run_states(connection, version.id)
+
+    def loads(self, version: Version) -> list[LoadRecord]:
+        """Return the records of a version's completed online loads, oldest first."""
+        with self._transaction() as connection:
+            return load_records(connection, version.id)
 
     def cover(self, version: Version, coverage: Coverage, table_version: int, run: int) -> None:
         """Record that a version's table holds this coverage at this table version.
@@ -278,9 +294,10 @@ class Registry:
         now: int,
         report: Mapping[str, Any],
         loaded: Loaded | None = None,
+        record: LoadRecord | None = None,
         error: str | None = None,
     ) -> None:
-        """Close a run; with a completed online load, record it. Candidates that are ready now take over."""
+        """Close a run, and record a completed online load and when it was readable. Candidates that are ready now take over."""
         with self._transaction(write=True) as connection:
             if error is None:
                 _check_open(connection, version, run)
@@ -292,8 +309,10 @@ class Registry:
             }
             connection.execute(sa.update(runs).where(runs.c.id == run).values(values))
             if loaded is not None:
-                load = {"loaded_run": loaded.run, "loaded_table_version": loaded.table_version}
+                load = {"loaded_run": loaded.run, "loaded_table_version": loaded.table_version, "loaded_until": loaded.until}
                 connection.execute(sa.update(versions).where(versions.c.id == version.id).values(load))
+            if record is not None:
+                write_load(connection, version.id, record)
             # What takes over changes what names mean, so a plan that was made before does not apply any more.
             if error is None and settle_now(connection, now=now):
                 connection.execute(sa.update(meta).values(revision=meta.c.revision + 1))

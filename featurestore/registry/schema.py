@@ -9,7 +9,7 @@ Instants are microseconds. JSON is text in canonical form. An object's `spec` is
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
+from sqlalchemy import BigInteger, Boolean, Column, Integer, LargeBinary, MetaData, String, Table, Text, UniqueConstraint
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -17,6 +17,7 @@ __all__ = [
     "api_keys",
     "changes",
     "erasures",
+    "loads",
     "meta",
     "metadata",
     "objects",
@@ -29,7 +30,7 @@ __all__ = [
     "versions",
 ]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 metadata = MetaData()
 
 meta = Table(
@@ -82,9 +83,10 @@ versions = Table(
     Column("coverage_start", BigInteger),
     Column("coverage_end", BigInteger),
     Column("table_version", BigInteger, nullable=False, default=-1),
-    # The last completed online load: its run, and the table version that it loaded.
+    # The last completed online load: its run, the table version that it loaded, and the watermark at which it evaluated it.
     Column("loaded_run", BigInteger),
     Column("loaded_table_version", BigInteger),
+    Column("loaded_until", BigInteger),
     Column("retired_at", BigInteger),  # when it was replaced or dropped
     UniqueConstraint("view", "number"),
 )
@@ -185,4 +187,20 @@ runs = Table(
     Column("report", Text, nullable=False, default="{}"),  # JSON: what the run counted
     Column("error", Text),
     sqlite_autoincrement=True,  # a number is never used again
+)
+
+# Every completed online load: when what it wrote was readable.
+loads = Table(
+    "loads",
+    metadata,
+    Column("run", BigInteger, primary_key=True, autoincrement=False),
+    Column("version_id", Integer, nullable=False, index=True),
+    Column("table_version", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),  # the watermark at which it evaluated the table
+    Column("readable_at", BigInteger, nullable=False),
+    Column("is_rewrite", Boolean, nullable=False),  # whether rows that an earlier load could have shown came, went or changed
+    Column("rows", BigInteger, nullable=False),  # rows that are new since the load before, and visible since the version exists
+    Column("ages", Text, nullable=False),  # JSON: how old these were, the quantiles of `arrivals.py`; [] without rows
+    Column("late", BigInteger, nullable=False),  # rows that the run found to have come too late for the table
+    Column("source", Text),  # what the run found the source's files to be; null for a run that read none
 )

@@ -15,7 +15,7 @@ from featurestore.registry.state import Applied, Version
 from featurestore.specs import canonical_json, from_spec, on_demand_fingerprint
 from featurestore.types import ValueType
 
-__all__ = ["Computed", "Lookup", "Selection", "select", "selection_of"]
+__all__ = ["Computed", "Lookup", "Selection", "lookup_of", "select", "selection_of"]
 
 
 _ON_DEMAND = "on-demand feature view"
@@ -140,7 +140,7 @@ def select(serving: Applied, wanted: str | Sequence[str]) -> Selection:
 
 
 def _selection(serving: Applied, name: str, members: Iterable[str | Mapping[str, Any]]) -> Selection:
-    needs = _Needs(lambda view: _lookup(serving, view), lambda view: serving.specs.get((_ON_DEMAND, view)))
+    needs = _Needs(lambda view: lookup_of(serving, view), lambda view: serving.specs.get((_ON_DEMAND, view)))
     columns: list[str] = []
     for member in members:
         if isinstance(member, str) and ":" not in member:
@@ -236,8 +236,14 @@ def _fields(spec: Sequence[Mapping[str, Any]]) -> tuple[Field, ...]:
     return tuple(from_spec(Field, each) for each in spec)
 
 
-def _lookup(serving: Applied, name: str) -> Lookup:
-    """Return the lookup of all features of a view or an alias."""
+def lookup_of(serving: Applied, name: str) -> Lookup:
+    """Return the lookup of all features of a view or an alias.
+
+    Raises:
+        NotFoundError: no such view or alias.
+        PendingError: it waits for candidates.
+
+    """
     renamed: Mapping[str, str] = {}
     view = name
     alias = serving.specs.get(("alias", name))

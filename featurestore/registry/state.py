@@ -11,7 +11,7 @@ from featurestore.definitions import FeatureView
 
 FOREVER = 2**63 - 1
 
-__all__ = ["Applied", "Coverage", "Loaded", "Rollback", "Run", "Tombstones", "Version"]
+__all__ = ["Applied", "Coverage", "LoadRecord", "Loaded", "Rollback", "Run", "Tombstones", "Version"]
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,32 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The last completed online load: the run that did it and the table version that it loaded."""
+    """The last completed online load: the run that did it, the table version, and the watermark at which it evaluated that."""
 
     run: int
     table_version: int
+    until: int
+
+
+@dataclass(frozen=True)
+class LoadRecord:
+    """One completed online load, and when what it wrote was readable.
+
+    `is_rewrite` says whether rows at or below the watermark of the load before it came, went or changed. `rows` counts those that
+    are new since then and became visible after the version was made, `ages` are quantiles of how old they were when they were
+    readable, in microseconds. `late` counts the rows that the run found to have come too late for the table; `source` says what it
+    found the source's files to be, none for one that read none.
+    """
+
+    run: int
+    table_version: int
+    until: int
+    readable_at: int
+    is_rewrite: bool
+    rows: int
+    ages: tuple[int, ...]
+    late: int
+    source: str | None
 
 
 @dataclass(frozen=True)
