@@ -163,7 +163,7 @@ class _Run:
             self.now = self.pushing.fold(self.view.source.name)
         interval = _STATIC if self.view.is_static else self._interval(start, end)
         pushed = (min(interval[0], self._covered_until), interval[1])
-        self.source = None if self.view.is_pushed else source_stamp(self.view.source, self.settings.root)
+        self.source = source_stamp(self.view.source, self.settings.root)
         source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
         found = self._survey(without_erased(source, self.registry.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]

@@ -393,7 +393,9 @@ class FeatureStore:
 
         """
         chosen = chosen_versions(self.registry.serving(), views, service)
-        return Verification(self.settings, self.registry, self.online, self.clock).verify(chosen, keys=keys, progress=progress)
+        return Verification(self.settings, self.registry, self.online, self.clock, self._pushing).verify(
+            chosen, keys=keys, progress=progress
+        )
 
     def applied(self) -> Applied:
         """Return the specs applied last, by (kind, name), and every version of every view."""

@@ -122,7 +122,7 @@ def test_training_and_online_equal_the_naive_reading(repo: Repo, seed: int) -> N
     moments = sorted({arrival + offset for arrival, _ in naive.rows for offset in (-1, 0, 1)} - {repo.now + 1})
     pairs = [(tail, t) for tail in tails for t in moments]
     assert trained(store, *zip(*pairs, strict=True)) == [naive(tail, t) for tail, t in pairs]
-    assert all(each.is_equal and each.compared for each in store.check_parity())
+    assert all(each.is_equal and each.compared for each in store.verify(keys=None).views)
 
 
 def test_a_row_is_visible_from_its_arrival_on(repo: Repo) -> None:

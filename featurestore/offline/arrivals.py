@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.definitions import FeatureView, FileSource
+from featurestore.definitions import FeatureView, FileSource, PushSource
 from featurestore.errors import OfflineStoreError, SourceError
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import source_files
@@ -80,8 +80,10 @@ def _rows(view: FeatureView, files: Sequence[DataFile], others: Sequence[DataFil
     return f"({mine} EXCEPT ALL SELECT {listed} FROM {parquet(file.path for file in others)})"
 
 
-def source_stamp(source: FileSource, root: Path) -> str:
-    """Return what changes when a file of a source comes, goes or is written anew: a hash of their names, sizes and times."""
+def source_stamp(source: FileSource | PushSource, root: Path) -> str | None:
+    """Return what changes when a file of a source comes, goes or is written anew: names, sizes and times; pushes have none."""
+    if isinstance(source, PushSource):
+        return None
     try:
         stamps = [
             (name, status.st_size, status.st_mtime_ns) for name in source_files(source, root) if (status := Path(name).stat())

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from featurestore.clock import duration_micros, instant_text
+from featurestore.definitions import FeatureView
 from featurestore.errors import OfflineStoreError
 from featurestore.offline.tables import Snapshot
 from featurestore.parity.comparison import Bools
@@ -34,7 +35,7 @@ from featurestore.parity.served import FOREIGN, NOTHING, ROW, Served
 from featurestore.parity.sides import Integers, Side, disagreement, offline_side, online_side
 from featurestore.registry.state import Loaded, LoadRecord, Version
 
-__all__ = ["Explained", "Witnesses", "explain"]
+__all__ = ["Explained", "Suspects", "Witnesses", "explain", "is_alike"]
 
 Explained = tuple[Cause, str]
 Keys = Sequence[pa.ChunkedArray]
@@ -214,13 +215,15 @@ def _others(witnesses: Witnesses, suspects: Suspects, evidence: str, *, is_outsi
     return explained
 
 
+def is_alike(one: FeatureView, other: FeatureView) -> bool:
+    """Whether two views have the same features and types of keys, so that a row of one may be one of the other."""
+    return one.features == other.features and [key.type for key in one.join_keys] == [key.type for key in other.join_keys]
+
+
 def _is_of_other(witnesses: Witnesses, suspects: Suspects, other: Version) -> Bools:
     view = witnesses.version.view
     none = np.zeros(len(suspects.is_late), dtype=bool)
-    is_alike = other.view.features == view.features and [key.type for key in other.view.join_keys] == [
-        key.type for key in view.join_keys
-    ]
-    if not is_alike or other.watermark is None:
+    if not is_alike(other.view, view) or other.watermark is None:
         return none
     until = other.watermark if other.loaded is None else other.loaded.until
     try:

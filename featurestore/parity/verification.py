@@ -9,10 +9,12 @@ A run that goes on in between moves the watermark: keys that differ then are com
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,16 +29,20 @@ from featurestore.offline.session import identifier, session
 from featurestore.offline.sources import view_rows
 from featurestore.offline.tables import Snapshot
 from featurestore.online.store import OnlineStore, ttl_of
-from featurestore.parity.causes import Suspects, Witnesses, explain
+from featurestore.parity.causes import Explained, Suspects, Witnesses, explain, is_alike
 from featurestore.parity.comparison import Bools
 from featurestore.parity.findings import Cause, Difference, Kind, Parity, ViewParity
 from featurestore.parity.keys import KeySample, least_hashes
+from featurestore.parity.pushed import PushWitnesses, explain_pushed
 from featurestore.parity.served import served
 from featurestore.parity.sides import EVENT_TIME, Disagreement, Integers, Side, disagreement, offline_side, online_side
+from featurestore.push import Pushing
+from featurestore.push_tail import with_tail
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import lookup_of, select
 from featurestore.registry.state import Applied, Loaded, Version
 from featurestore.settings import Settings
+from featurestore.types import ValueType
 
 __all__ = ["Verification", "VerifyProgress", "chosen_versions"]
 
@@ -74,6 +80,7 @@ class Verification:
     registry: Registry
     online: OnlineStore
     clock: Clock
+    pushing: Pushing
 
     def verify(self, versions: Sequence[Version], *, keys: int | None, progress: VerifyProgress) -> Parity:
         """Compare serving versions, `keys` keys of each or all of them.
@@ -88,7 +95,7 @@ class Verification:
     def _view(self, version: Version, keys: int | None, progress: VerifyProgress) -> ViewParity:
         name, loaded = version.view.name, version.loaded
         found = ViewParity(name, version.number, None, features_compared=version.view.feature_names)
-        if not version.view.online or loaded is None:
+        if not version.view.online or (loaded is None and not version.view.is_pushed):
             found.skipped = "not served online (online=False)" if not version.view.online else "never loaded online"
             return found
         with tempfile.TemporaryDirectory(prefix="featurestore-verify-", dir=self.settings.temp_folder) as folder:
@@ -97,7 +104,7 @@ class Verification:
                 found.add(differences)
                 found.compared = compared.compared
                 progress(name, found.compared)
-            found.compared, found.watermark = compared.compared, compared.loaded.until
+            found.compared, found.watermark = compared.compared, compared.until
             found.notes += compared.notes()
         return found
 
@@ -105,19 +112,29 @@ class Verification:
 class _ViewComparison:
     """The comparison of one version, in a temporary folder of its own."""
 
-    def __init__(self, parent: Verification, version: Version, loaded: Loaded, folder: Path) -> None:
+    def __init__(self, parent: Verification, version: Version, loaded: Loaded | None, folder: Path) -> None:
+        self.pushing = parent.pushing
         self.settings, self.registry, self.online = parent.settings, parent.registry, parent.online
-        self.now = parent.clock()
+        self.clock = parent.clock
         self.folder = folder
         self.compared = 0
         self._troubles: list[str] = []
         self._attempts = 0
         self._move_to(version, loaded)
 
-    def _move_to(self, version: Version, loaded: Loaded) -> None:
-        self.version, self.loaded, self.view = version, loaded, version.view
-        self.snapshot = self._snapshot(version, version.table_version)
+    def _move_to(self, version: Version, loaded: Loaded | None) -> None:
+        """Compare from now on with what the version has become; what is pushed, with what has arrived by now."""
+        self.version, self.loaded, self.view, self.now = version, loaded, version.view, self.clock()
+        self.until = BEGINNING if loaded is None else loaded.until
+        if version.view.is_pushed:
+            self.until = self.registry.pushes.seal(version.view.source.name, self.now)
+        self.snapshot = self._whole(version)
         self.late = self._find_late()
+
+    def _whole(self, version: Version) -> Snapshot:
+        """Return the newest table of a version, with the rest of the log of one that is pushed."""
+        snapshot = self._snapshot(version, version.table_version)
+        return with_tail(self.pushing, version, snapshot, version.watermark, self.until) if version.view.is_pushed else snapshot
 
     def _snapshot(self, version: Version, table_version: int) -> Snapshot:
         return offline_table(self.settings, version).snapshot(table_version)
@@ -125,13 +142,13 @@ class _ViewComparison:
     def _find_late(self) -> LateRows | None:
         """Look for late rows; a source that is gone has none to show, which is a note and no failure."""
         coverage = self.version.coverage
-        if self.view.is_static or coverage is None:
+        if self.view.is_static or self.view.is_pushed or coverage is None:
             return None
         self._attempts += 1
         path = self.folder / f"late{self._attempts}.parquet"
         try:
             rows = without_erased(view_rows(self.view, self.settings.root), self.registry.tombstones())
-            return find_late_rows(rows, self.snapshot, (coverage.start, self.loaded.until), path)
+            return find_late_rows(rows, self.snapshot, (coverage.start, self.until), path)
         except SourceError as reason:
             self._troubles.append(f"late rows could not be looked for: {reason}")
             return None
@@ -155,22 +172,26 @@ class _ViewComparison:
         for attempt in range(_ATTEMPTS):
             online = served(self.online, self.version, keys)
             table, offline, is_late = self._truth(keys)
-            found = disagreement(self.view, online_side(online, self.loaded.until, ttl_of(self.version)), offline)
+            found = disagreement(self.view, online_side(online, self.until, ttl_of(self.version)), offline)
             places = np.flatnonzero(found.any)
-            if not len(places):
-                return []
-            present = self.registry.version(self.version.id)
-            is_moved = (present.loaded, present.table_version) != (self.loaded, self.version.table_version)
-            if not is_moved or present.loaded is None or attempt == _ATTEMPTS - 1:
+            if not len(places) or attempt == _ATTEMPTS - 1 or not self._has_moved():
                 break
-            self._move_to(present, present.loaded)
-        suspects = Suspects(keys, online, table, offline, is_late).take(places)
-        return list(self._named(suspects, found, places))
+            keys = [key.take(pa.array(places)) for key in keys]
+        return list(self._named(Suspects(keys, online, table, offline, is_late).take(places), found, places))
+
+    def _has_moved(self) -> bool:
+        """Look whether a run or a push came in between, and if so, compare with what there is now."""
+        present, before = self.registry.version(self.version.id), self.until
+        is_moved = (present.loaded, present.table_version) != (self.loaded, self.version.table_version)
+        if not is_moved and not self.view.is_pushed:
+            return False
+        self._move_to(present, present.loaded)
+        return is_moved or self.until != before
 
     def _truth(self, keys: list[pa.ChunkedArray]) -> tuple[Side, Side, Bools]:
         """Return what the table gives, what it gives with late rows, and which keys have any."""
         threads = self.settings.threads
-        table = offline_side(self.view, self.snapshot, keys, self.loaded.until, threads=threads)
+        table = offline_side(self.view, self.snapshot, keys, self.until, threads=threads)
         is_late = np.zeros(len(keys[0]), dtype=bool)
         if self.late is None:
             return table, table, is_late
@@ -186,12 +207,12 @@ class _ViewComparison:
         own = [key.take(pa.array(places)) for key in keys]
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             healed = self.late.healed(pa.table(own, names=names), Path(folder))
-            side = offline_side(self.view, healed, own, self.loaded.until, threads=threads)
+            side = offline_side(self.view, healed, own, self.until, threads=threads)
         return table, table.replaced(places, side), is_late
 
     def _named(self, suspects: Suspects, found: Disagreement, places: Integers) -> Iterator[Difference]:
         """Give the differences with their causes."""
-        causes = explain(self._witnesses(), suspects)
+        causes = self._explained(suspects) if len(places) else []
         for row, (place, explained) in enumerate(zip(places.tolist(), causes, strict=True)):
             if explained is None:
                 continue
@@ -209,7 +230,7 @@ class _ViewComparison:
         for field in self.view.features:
             if kind is not Kind.DIFFERENT or found.features[field.name][place]:
                 sides = (suspects.online, suspects.offline)
-                online, offline = (field.type.to_json(each.features[field.name][row].as_py()) for each in sides)
+                online, offline = (_json(field.type, each.features[field.name][row].as_py()) for each in sides)
                 shown[field.name] = online, offline
         if kind is Kind.DIFFERENT and EVENT_TIME in found.features and found.features[EVENT_TIME][place]:
             shown[EVENT_TIME] = (
@@ -217,18 +238,25 @@ class _ViewComparison:
             )  # fmt: skip
         return shown
 
-    def _witnesses(self) -> Witnesses:
+    def _explained(self, suspects: Suspects) -> list[Explained | None]:
         versions = self.registry.applied().versions_of(self.view.name)
         others = tuple(
             each
             for each in versions
             if each.id != self.version.id and each.watermark is not None and each.state not in ("removing", "removed")
         )
+        if self.view.is_pushed:
+            alike = [each for each in others if each.view.is_pushed and is_alike(each.view, self.view)]
+            rows = tuple((each, self._whole(each)) for each in alike)
+            written = self.online.pushed_until(self.version).until
+            return explain_pushed(PushWitnesses(self.version, self.snapshot, self.until, written, rows, self.now), suspects)
+        assert self.loaded is not None
         loads = {each.run: each for each in self.registry.loads(self.version)}
-        return Witnesses(
+        witnesses = Witnesses(
             self.version, self.loaded, self.online.loaded_run(self.version), self.registry.run_states(self.version), loads, others,
             self.now, self._snapshot, self._changed_code(),
         )  # fmt: skip
+        return explain(witnesses, suspects)
 
     def _changed_code(self) -> str | None:
         """Say that the same files give other values than they gave; none if the files are others, or had late rows then."""
@@ -257,16 +285,16 @@ class _ViewComparison:
             )
         unread = self._unread()
         if unread:
-            behind = instant_text(self.loaded.until)
+            behind = instant_text(self.until)
             notes.append(f"{unread} source rows have become visible since the watermark {behind}: serving is behind")
         return notes
 
     def _unread(self) -> int:
         """Count the source rows that are visible by now and beyond the watermark."""
-        if self.view.is_static or self.loaded.until >= self.now:
+        if self.view.is_static or self.view.is_pushed or self.until >= self.now:
             return 0
         try:
-            interval = (max(self.loaded.until, BEGINNING - 1), self.now)
+            interval = (self.until, self.now)
             rows = without_erased(view_rows(self.view, self.settings.root, interval), self.registry.tombstones())
             with session(SourceError, rows.what) as connection:
                 found = connection.execute(f"SELECT count(*) FROM {rows.within(*interval)}").fetchone()
@@ -274,3 +302,11 @@ class _ViewComparison:
             return 0  # that the source cannot be read has been said
         assert found is not None
         return int(found[0])
+
+
+def _json(type_: ValueType, value: Any) -> Any:
+    """Return the JSON form of a value, with the names of the floats that JSON has none for."""
+    form = type_.to_json(value)
+    if isinstance(form, list):
+        return [_json(type_.item, each) if type_.item is not None and each is not None else each for each in value]
+    return str(form).replace("nan", "NaN") if isinstance(form, float) and not math.isfinite(form) else form
