@@ -124,7 +124,8 @@ def test_pushes_that_come_in_between_are_no_difference(repo: Repo, monkeypatch: 
     """A key that was pushed after the log was sealed is compared anew, with the push."""
     store = define(repo)
     store.push("crew", [crew("A", 1), crew("B", 1)])
-    other, fetch, pushed = repo.open(), OnlineStore.fetch, []
+    other, fetch = repo.open(), OnlineStore.fetch
+    pushed: list[bool] = []
 
     def pushing(online: OnlineStore, names: Any) -> Any:
         if not pushed:
