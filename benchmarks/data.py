@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from featurestore import FeatureStore
 START = 1_370_000_000_000_000
 SPAN = 90 * 86_400_000_000
 FEATURES = 10
+_BLOCK = 5_000_000
 
 DEFINITIONS = f"""
 from featurestore import Entity, FeatureService, FeatureView, FileSource
@@ -47,6 +48,8 @@ class Bench:
     folder: Path
     store: FeatureStore
     sizes: Sizes
+    ending: ExitStack = field(default_factory=ExitStack)
+    """Ends what rows have started for all of them."""
 
     @property
     def events(self) -> Path:
@@ -60,23 +63,35 @@ class Bench:
 
 
 @contextmanager
-def make_repo(folder: Path, sizes: Sizes) -> Iterator[Bench]:
+def make_repo(folder: Path, sizes: Sizes, settings: str = "") -> Iterator[Bench]:
     """Write data and definitions, apply them, and materialize."""
     random = np.random.default_rng(2013)
-    features = {f"f{number}": random.random(sizes.rows) for number in range(FEATURES)}
-    pq.write_table(
-        pa.table({**keys_and_times(random, sizes.rows, sizes.keys, "happened_at"), **features}), folder / "events.parquet"
-    )
+    write_events(folder / "events.parquet", random, sizes)
     pq.write_table(pa.table(keys_and_times(random, sizes.spine, sizes.keys, "event_timestamp")), folder / "spine.parquet")
-    (folder / "featurestore.toml").write_text('project = "benchmarks"\n')
-    (folder / "definitions.py").write_text(DEFINITIONS)
+    (folder / "featurestore.toml").write_text(f'project = "benchmarks"\n{settings}', "utf-8")
+    (folder / "definitions.py").write_text(DEFINITIONS, "utf-8")
     with FeatureStore(folder) as store:
         store.apply()
         store.materialize()
+        bench = Bench(folder, store, sizes)
         try:
-            yield Bench(folder, store, sizes)
+            yield bench
         finally:
+            bench.ending.close()
             store.stop()
+
+
+def write_events(path: Path, random: np.random.Generator, sizes: Sizes) -> None:
+    """Write the source, a block of rows at a time, so that its size is bounded by the disk alone."""
+    writer = None
+    for first in range(0, sizes.rows, _BLOCK):
+        rows = min(_BLOCK, sizes.rows - first)
+        features = {f"f{number}": random.random(rows) for number in range(FEATURES)}
+        table = pa.table({**keys_and_times(random, rows, sizes.keys, "happened_at"), **features})
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
 
 
 def keys_and_times(

@@ -1,8 +1,7 @@
-"""Rows of training sets: windows, several views, narrow and skewed spines, other libraries; and what the layout costs."""
+"""Rows of training sets: point-in-time joins and windows, beside other libraries, Feast, SQL written by hand, and themselves."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.data import FEATURES, SPAN, START, Bench, keys_and_times
-from benchmarks.rows import Row, duckdb_session, times
+from benchmarks.feast import NAME as FEAST
+from benchmarks.feast import feast
+from benchmarks.rows import Cost, Rows, compare, duckdb_session
 from featurestore import FeatureStore
 
 __all__ = ["TRAINING_ROWS"]
@@ -84,7 +85,83 @@ def _training(bench: Bench, spine: str, service: str) -> Callable[[], pa.Table]:
     return lambda: store.get_historical_features(store.settings.root / f"{spine}.parquet", service).to_arrow()
 
 
-def windows_3(bench: Bench, repetitions: int) -> Row:
+def pit_1view(bench: Bench, repetitions: int) -> Rows:
+    """Compare a point-in-time training set with DuckDB's ASOF join by hand, Polars, pandas and Feast, all over the raw Parquet."""
+    connection, ours = duckdb_session(), _training(bench, "spine", "one")
+    names = ", ".join(f"e.f{number} AS view0__f{number}" for number in range(FEATURES))
+    # The view is visible from the next full hour on, so the join that is compared has to round up, too.
+    visible = "time_bucket(INTERVAL 1 hour, happened_at + INTERVAL 1 hour - INTERVAL 1 microsecond)"
+    latest = "row_number() OVER (PARTITION BY user_id, visible ORDER BY happened_at DESC) = 1"
+    rounded = f"(SELECT *, {visible} AS visible FROM '{bench.events}' QUALIFY {latest})"
+    join = (
+        "SELECT s.*, {names} FROM '{spine}' s ASOF LEFT JOIN {events} e ON s.user_id = e.user_id AND s.event_timestamp >= e.{time}"
+    )
+    query = join.format(names=names, spine=bench.spine, events=rounded, time="visible")
+    simple = join.format(names=names, spine=bench.spine, events=f"'{bench.events}'", time="happened_at")
+    order = [("user_id", "ascending"), ("event_timestamp", "ascending")]
+    mine = ours()
+    if not mine.sort_by(order).equals(connection.sql(query).to_arrow_table().cast(mine.schema).sort_by(order)):
+        raise AssertionError("the training set differs from the hand-written join")
+    exact = connection.sql(simple).to_arrow_table().sort_by(order)
+    for name, other in (("Polars", _polars(bench).to_arrow()), ("pandas", pa.Table.from_pandas(_pandas(bench)))):
+        if not exact["view0__f3"].combine_chunks().equals(other.sort_by(order)["f3"].combine_chunks()):
+            raise AssertionError(f"{name} gives other values than the simple join")
+    what = f"point-in-time join, {bench.sizes.rows:,} rows x {FEATURES} features, spine of {bench.sizes.spine:,}"
+    peers = {
+        "DuckDB ASOF by hand": lambda: connection.sql(simple).to_arrow_table(),
+        "Polars join_asof": lambda: _polars(bench),
+        "pandas merge_asof": lambda: _pandas(bench),
+        FEAST: lambda: _feast(bench, bench.spine),
+    }
+    rows = compare("pit_1view", what, ours, peers, repetitions)
+    if not exact["view0__f3"].combine_chunks().equals(pq.read_table(_target(bench)).sort_by(order)["f3"].combine_chunks()):
+        raise AssertionError("Feast gives other values than the simple join")
+    return rows
+
+
+def _polars(bench: Bench) -> pl.DataFrame:
+    events = pl.scan_parquet(bench.events).sort("happened_at")
+    spine = pl.scan_parquet(bench.spine).sort("event_timestamp")
+    joined = spine.join_asof(events, left_on="event_timestamp", right_on="happened_at", by="user_id", check_sortedness=False)
+    return joined.collect()
+
+
+def _pandas(bench: Bench) -> pd.DataFrame:
+    events = pd.read_parquet(bench.events).sort_values("happened_at")
+    spine = pd.read_parquet(bench.spine).sort_values("event_timestamp")
+    return pd.merge_asof(spine, events, left_on="event_timestamp", right_on="happened_at", by="user_id")
+
+
+def _feast(bench: Bench, spine: Path) -> Cost:
+    return feast(bench).cost("pit", spine=str(spine), target=str(_target(bench)))
+
+
+def _target(bench: Bench) -> Path:
+    return bench.folder / "feast.parquet"
+
+
+def pit_strings(bench: Bench, repetitions: int) -> Rows:
+    """Compare string keys with integer keys."""
+    ours, peer = _training(bench, "named_spine", "texts"), _training(bench, "spine", "one")
+    return compare("pit_strings", "point-in-time join, string keys", ours, {"ours, integer keys": peer}, repetitions)
+
+
+def pit_5views(bench: Bench, repetitions: int) -> Rows:
+    """Compare a service of five views with one of one."""
+    ours, peer = _training(bench, "spine", "five"), _training(bench, "spine", "one")
+    what = f"point-in-time join of 5 views x {FEATURES} features"
+    return compare("pit_5views", what, ours, {"ours, 1 view": peer}, repetitions)
+
+
+def pit_narrow_spine(bench: Bench, repetitions: int) -> Rows:
+    """Compare a spine of few keys and one week with the full one, and with Feast."""
+    ours, full = _training(bench, "narrow", "one"), _training(bench, "spine", "one")
+    narrow = _store(bench).settings.root / "narrow.parquet"
+    what = "point-in-time join, spine of 1,000 rows, 100 keys, one week"
+    return compare("pit_narrow_spine", what, ours, {"ours, full spine": full, FEAST: lambda: _feast(bench, narrow)}, repetitions)
+
+
+def windows_3(bench: Bench, repetitions: int) -> Rows:
     """Compare windows of 1, 7 and 30 days with the hand-written join and filtered aggregates."""
     connection, ours = duckdb_session(), _training(bench, "spine", "windows_3")
     spans = (("1d", "1 day"), ("7d", "7 day"), ("30d", "30 day"))
@@ -106,93 +183,28 @@ def windows_3(bench: Bench, repetitions: int) -> Row:
         if difference > 1e-12:
             raise AssertionError(f"means differ by {difference}")
     what = f"windows 1d, 7d, 30d x (count, sum, mean, max), {bench.sizes.rows:,} events, spine of {bench.sizes.spine:,}"
-    return times("windows_3", what, "DuckDB join by hand", ours, lambda: connection.sql(query).to_arrow_table(), repetitions)
+    return compare("windows_3", what, ours, {"DuckDB join by hand": lambda: connection.sql(query).to_arrow_table()}, repetitions)
 
 
-def windows_30(bench: Bench, repetitions: int) -> Row:
+def windows_30(bench: Bench, repetitions: int) -> Rows:
     """Compare 30 windows with 3."""
     ours, peer = _training(bench, "spine", "windows_30"), _training(bench, "spine", "windows_3")
-    return times("windows_30", "30 windows x 4 functions", "ours, 3 windows", ours, peer, repetitions)
+    return compare("windows_30", "30 windows x 4 functions", ours, {"ours, 3 windows": peer}, repetitions)
 
 
-def windows_skew(bench: Bench, repetitions: int) -> Row:
+def windows_skew(bench: Bench, repetitions: int) -> Rows:
     """Compare windows where one key has a tenth of all events and of the spine with the uniform case."""
     ours, peer = _training(bench, "skewed_spine", "windows_skew"), _training(bench, "spine", "windows_3")
-    return times("windows_skew", "windows, one key with 10 % of events and spine", "ours, uniform", ours, peer, repetitions)
+    what = "windows, one key with 10 % of events and spine"
+    return compare("windows_skew", what, ours, {"ours, uniform": peer}, repetitions)
 
 
-def pit_5views(bench: Bench, repetitions: int) -> Row:
-    """Compare a service of five views with one of one."""
-    ours, peer = _training(bench, "spine", "five"), _training(bench, "spine", "one")
-    return times("pit_5views", "point-in-time join of 5 views x 10 features", "ours, 1 view", ours, peer, repetitions)
-
-
-def pit_narrow_spine(bench: Bench, repetitions: int) -> Row:
-    """Compare a spine of few keys and one week with the full one."""
-    ours, peer = _training(bench, "narrow", "one"), _training(bench, "spine", "one")
-    what = "point-in-time join, spine of 1,000 rows, 100 keys, one week"
-    return times("pit_narrow_spine", what, "ours, full spine", ours, peer, repetitions)
-
-
-def pit_strings(bench: Bench, repetitions: int) -> Row:
-    """Compare string keys with integer keys."""
-    ours, peer = _training(bench, "named_spine", "texts"), _training(bench, "spine", "one")
-    return times("pit_strings", "point-in-time join, string keys", "ours, integer keys", ours, peer, repetitions)
-
-
-def pit_polars(bench: Bench, repetitions: int) -> Row:
-    """Compare with Polars' asof join over the raw Parquet."""
-
-    def peer() -> pl.DataFrame:
-        events = pl.scan_parquet(bench.events).sort("happened_at")
-        spine = pl.scan_parquet(bench.spine).sort("event_timestamp")
-        joined = spine.join_asof(events, left_on="event_timestamp", right_on="happened_at", by="user_id", check_sortedness=False)
-        return joined.collect()
-
-    return times("pit_polars", "point-in-time join", "Polars join_asof", _training(bench, "spine", "one"), peer, repetitions)
-
-
-def pit_pandas(bench: Bench, repetitions: int) -> Row:
-    """Compare with pandas' asof merge over the raw Parquet."""
-
-    def peer() -> pd.DataFrame:
-        events = pd.read_parquet(bench.events).sort_values("happened_at")
-        spine = pd.read_parquet(bench.spine).sort_values("event_timestamp")
-        return pd.merge_asof(spine, events, left_on="event_timestamp", right_on="happened_at", by="user_id")
-
-    return times("pit_pandas", "point-in-time join", "pandas merge_asof", _training(bench, "spine", "one"), peer, repetitions)
-
-
-def materialize_offline(bench: Bench, repetitions: int) -> Row:
-    """Compare a first materialization without an online store with DuckDB writing the same rows sorted: what the layout costs."""
-    connection, folder = duckdb_session(), bench.folder / "offline"
-    folder.mkdir(exist_ok=True)
-    definitions = (bench.folder / "definitions.py").read_text().replace('refresh="1h",', 'refresh="1h", online=False,')
-
-    def ours() -> None:
-        shutil.rmtree(folder)
-        folder.mkdir()
-        (folder / "featurestore.toml").write_text('project = "offline"\n')
-        (folder / "definitions.py").write_text(definitions)
-        (folder / "events.parquet").symlink_to(bench.events)
-        with FeatureStore(folder) as store:
-            store.apply()
-            store.materialize()
-
-    target = Path(bench.folder) / "sorted.parquet"
-    copy = f"COPY (SELECT * FROM '{bench.events}' ORDER BY user_id, happened_at) TO '{target}' (FORMAT parquet, COMPRESSION zstd)"
-    what = f"materialize {bench.sizes.rows:,} rows x {FEATURES} features, offline alone"
-    return times("materialize_offline", what, "DuckDB COPY … ORDER BY (floor)", ours, lambda: connection.execute(copy), repetitions)
-
-
-TRAINING_ROWS: dict[str, Callable[..., Row]] = {
-    "pit_polars": pit_polars,
-    "pit_pandas": pit_pandas,
+TRAINING_ROWS: dict[str, Callable[..., Rows]] = {
+    "pit_1view": pit_1view,
     "pit_strings": pit_strings,
     "pit_5views": pit_5views,
     "pit_narrow_spine": pit_narrow_spine,
     "windows_3": windows_3,
     "windows_30": windows_30,
     "windows_skew": windows_skew,
-    "materialize_offline": materialize_offline,
 }

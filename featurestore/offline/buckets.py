@@ -9,6 +9,7 @@ Keys that differ may share a hash. So groups are made of equal *keys*, and what 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,6 +34,7 @@ LEAST = -(2**63)
 _ROWS = 262_144
 _ROWS_OF_A_FILE = 65_536
 _MOST_ROWS = 2_097_152
+_ROWS_AT_ONCE = 65_536  # read of a bucket: memory that is used again at once is not asked of the system
 _ORDER = ("__visible_time", "__event_time", "__created_time", "__seq")
 
 Integers = npt.NDArray[np.int64]
@@ -108,13 +110,16 @@ class Bucket:
         self._parts = parts
         self._names = [key.name for key in view.join_keys]
         self.is_reordered = view.source.visible_from != "event_time"
-        self._starts = np.concatenate([[0], np.cumsum(np.concatenate([np.zeros(0, np.int64), *(part.rows for part in parts)]))])
+        none = np.zeros(0, np.int64)
+        self._groups = np.concatenate([none, *(part.groups for part in parts)])
+        self._part_of = np.repeat(np.arange(len(parts)), [len(part.groups) for part in parts])
+        self._starts = np.concatenate([[0], np.cumsum(np.concatenate([none, *(part.rows for part in parts)]))])
 
     @cached_property
     def _index(self) -> tuple[pa.Table, Integers | None, Integers, Integers]:
         """Return the columns that say where a row belongs, the order that sorts them if they are not, hashes, and groups."""
         times = _ORDER if self.is_reordered else _ORDER[:1]
-        rows = self._read([*self._names, "__key_hash", *times], np.arange(len(self._starts) - 1))
+        rows = self._read([*self._names, "__key_hash", *times], np.arange(len(self._groups)))
         hashes, codes = int64(rows["__key_hash"]), [encoded(rows[name]).codes for name in self._names]
         order = None
         if np.any(hashes[1:] < hashes[:-1]):
@@ -170,30 +175,39 @@ class Bucket:
         return np.repeat(found, np.diff(asked.runs))
 
     def take(self, columns: Sequence[str], positions: Integers) -> pa.Table:
-        """Return some rows of some columns; only the row groups that hold them are read."""
+        """Return some rows of some columns; only the row groups that hold them are read, a few at a time."""
         if not columns or not len(positions):
             return table_schema(self._view).empty_table().select(list(columns))
         _, order, _, _ = self._index
         places = positions if order is None else order[positions]
         number = np.searchsorted(self._starts, places, "right") - 1
-        used = np.flatnonzero(np.bincount(number, minlength=len(self._starts) - 1))
-        lengths = np.diff(self._starts)[used]
-        shift = np.zeros(len(self._starts), dtype=np.int64)
-        shift[used] = np.cumsum(lengths) - lengths - self._starts[used]
-        return self._read(columns, used).take(pa.array(places + shift[number]))
+        by_group, counts = np.argsort(number, kind="stable"), np.bincount(number, minlength=len(self._groups))
+        used = np.flatnonzero(counts)
+        lengths, ends = np.diff(self._starts)[used], np.cumsum(counts[used])
+        offsets = np.cumsum(lengths) - lengths
+        # Where the rows are if nothing but the row groups used is read.
+        places = places[by_group] + np.repeat(offsets - self._starts[used], counts[used])
+        cuts = np.flatnonzero(np.diff(offsets // _ROWS_AT_ONCE, prepend=-1))
+        taken = []
+        for first, last in itertools.pairwise([*cuts.tolist(), len(used)]):
+            rows = places[ends[first] - counts[used[first]] : ends[last - 1]] - offsets[first]
+            taken.append(self._read(columns, used[first:last]).take(pa.array(rows)))
+        again = np.empty_like(by_group)
+        again[by_group] = np.arange(len(by_group))
+        return pa.concat_tables(taken, promote_options="permissive").take(pa.array(again))
 
     def _read(self, columns: Sequence[str], used: Integers) -> pa.Table:
         """Read columns of the row groups used, counted over all parts."""
-        wanted, tables, first = list(dict.fromkeys(columns)), [], 0
+        wanted = list(dict.fromkeys(columns))
+        if not len(used):
+            return table_schema(self._view).empty_table().select(wanted)
         # The keys of a table repeat: texts are compared and hashed once for each, not for each row.
         texts = [key.name for key in self._view.join_keys if key.type in (String, Bytes)]
-        for part in self._parts:
-            mine = used[(used >= first) & (used < first + len(part.groups))] - first
-            first += len(part.groups)
-            if len(mine):
-                tables.append(_read_groups(part, part.groups[mine].tolist(), wanted, texts))
-        if not tables:
-            return table_schema(self._view).empty_table().select(wanted)
+        begins = np.flatnonzero(np.diff(self._part_of[used], prepend=-1))
+        tables = [
+            _read_groups(self._parts[self._part_of[used[first]]], self._groups[used[first:last]].tolist(), wanted, texts)
+            for first, last in itertools.pairwise([*begins.tolist(), len(used)])
+        ]
         return pa.concat_tables(tables, promote_options="permissive")
 
 

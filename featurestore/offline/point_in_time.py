@@ -16,7 +16,7 @@ that are chosen are read in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,7 +33,7 @@ from featurestore.offline.tables import DataFile, Snapshot
 from featurestore.offline.timeline import Ticks, Timeline
 from featurestore.offline.windows import window_columns
 
-__all__ = ["Values", "values_at"]
+__all__ = ["Values", "Wanted", "values_at", "values_of"]
 
 _EVENT_TIME = "__event_time"
 _ABSENT = -1
@@ -53,6 +53,18 @@ class Values:
     present: npt.NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a view: some features for each (key, time) asked for. `ttl=False` leaves expired values in."""
+
+    view: FeatureView
+    snapshot: Snapshot
+    asked: Asked
+    features: Sequence[str]
+    ttl: bool = True
+    event_times: bool = True
+
+
 def values_at(
     view: FeatureView,
     snapshot: Snapshot,
@@ -65,37 +77,75 @@ def values_at(
 ) -> Values:
     """Return the view's values for each (key, time) asked for: one row each, in the same order.
 
-    A null in a key gives absent values. `ttl=False` leaves expired values in.
+    A null in a key gives absent values.
 
     Raises:
         OfflineStoreError: a file of the snapshot cannot be read, or a sum exceeds int64.
 
     """
-    types = {field.name: field for field in view.features}
-    results = Results([types[name] for name in features], asked)
-    lifetime = duration_micros(view.ttl) if ttl and view.ttl is not None else None
-    ticks = Ticks(view)
-    taken = [] if view.aggregations else list(features)
-    if event_times or lifetime is not None:
-        taken.append(_EVENT_TIME)
+    [values] = values_of([Wanted(view, snapshot, asked, features, ttl, event_times)], threads=threads)
+    return values
 
-    def evaluate(bucket: Bucket, part: Asked) -> None:
-        group, instants = bucket.find(part), ticks.of_asked(part.times)
-        timeline = Timeline(bucket.groups, ticks.of_visible(bucket.times("__visible_time")))
-        last = _last_visible(bucket, timeline, group, instants)
-        found = np.flatnonzero(last != _ABSENT)
-        rows = bucket.take(taken, last[found])
-        times = int64(rows[_EVENT_TIME]) if _EVENT_TIME in taken else np.full(len(found), LEAST)
-        if lifetime is not None:
-            is_alive = part.times[found] - times <= lifetime
-            rows, found, times = rows.filter(pa.array(is_alive)), found[is_alive], times[is_alive]
-        if len(found):
-            is_plain = not view.aggregations
-            columns = rows if is_plain else window_columns(view, bucket, timeline, group[found], instants[found], features)
-            results.put(part.first + found, columns, times)
 
-    _for_each(evaluate, buckets(view, _files(view, snapshot, asked, lifetime), asked), threads)
+def values_of(wanted: Sequence[Wanted], *, threads: int) -> Iterator[Values]:
+    """Return the same of several views, one after the other; the threads go on with the next while one is put together."""
+    if threads == 1:
+        for each in wanted:
+            results = _results(each)
+            for bucket, part in _buckets(each):
+                _evaluate(each, results, bucket, part)
+            yield _finished(results)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        begun = []
+        for each in wanted:
+            results = _results(each)
+            begun.append((results, [pool.submit(_evaluate, each, results, *work) for work in _buckets(each)]))
+        try:
+            for results, futures in begun:
+                for future in futures:
+                    future.result()
+                yield _finished(results)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _results(wanted: Wanted) -> Results:
+    types = {field.name: field for field in wanted.view.features}
+    return Results([types[name] for name in wanted.features], wanted.asked)
+
+
+def _finished(results: Results) -> Values:
     return Values(results.table(), results.event_times(), results.present)
+
+
+def _lifetime(wanted: Wanted) -> int | None:
+    return duration_micros(wanted.view.ttl) if wanted.ttl and wanted.view.ttl is not None else None
+
+
+def _buckets(wanted: Wanted) -> Iterator[tuple[Bucket, Asked]]:
+    files = _files(wanted.view, wanted.snapshot, wanted.asked, _lifetime(wanted))
+    return buckets(wanted.view, files, wanted.asked)
+
+
+def _evaluate(wanted: Wanted, results: Results, bucket: Bucket, part: Asked) -> None:
+    view, lifetime, ticks = wanted.view, _lifetime(wanted), Ticks(wanted.view)
+    taken = [] if view.aggregations else list(wanted.features)
+    if wanted.event_times or lifetime is not None:
+        taken.append(_EVENT_TIME)
+    group, instants = bucket.find(part), ticks.of_asked(part.times)
+    timeline = Timeline(bucket.groups, ticks.of_visible(bucket.times("__visible_time")))
+    last = _last_visible(bucket, timeline, group, instants)
+    found = np.flatnonzero(last != _ABSENT)
+    rows = bucket.take(taken, last[found])
+    times = int64(rows[_EVENT_TIME]) if _EVENT_TIME in taken else np.full(len(found), LEAST)
+    if lifetime is not None:
+        is_alive = part.times[found] - times <= lifetime
+        rows, found, times = rows.filter(pa.array(is_alive)), found[is_alive], times[is_alive]
+    if len(found):
+        is_plain = not view.aggregations
+        columns = rows if is_plain else window_columns(view, bucket, timeline, group[found], instants[found], wanted.features)
+        results.put(part.first + found, columns, times)
 
 
 def _files(view: FeatureView, snapshot: Snapshot, asked: Asked, lifetime: int | None) -> list[DataFile]:
@@ -126,14 +176,3 @@ def _running_latest(bucket: Bucket) -> Integers:
     # The group is the first key of the order, so every rank of a group exceeds those of the groups before: no reset is needed.
     latest: Integers = order[np.maximum.accumulate(rank)]
     return latest
-
-
-def _for_each(evaluate: Callable[[Bucket, Asked], None], work: Iterable[tuple[Bucket, Asked]], threads: int) -> None:
-    pairs = list(work)
-    if threads == 1 or len(pairs) == 1:
-        for bucket, part in pairs:
-            evaluate(bucket, part)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(evaluate, *zip(*pairs, strict=True)) if pairs else ():
-            pass

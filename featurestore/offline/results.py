@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,9 @@ class Results:
 
     def table(self) -> pa.Table:
         """Return the columns as a table, in the order asked for."""
-        return pa.table({name: column.finish(self._order, self._present) for name, column in self._columns.items()})
+        absent = ~self.present
+        mask = absent if absent.any() else None
+        return pa.table({name: column.finish(self._order, mask) for name, column in self._columns.items()})
 
     def event_times(self) -> pa.Array:
         """Return the event times, null where there is none."""
@@ -71,19 +74,25 @@ class _Fixed:
         self._type = type_
         self._storage = _STORAGE.get(type_.name, type_.arrow)
         self._values: npt.NDArray[Any] = np.zeros(count + 1, dtype=type_.numpy)
-        self._nulls = np.zeros(count + 1, dtype=bool)
+        self._nulls: npt.NDArray[np.bool_] | None = None  # made by the first part that has some
+        self._making = threading.Lock()
 
     def put(self, rows: Integers, column: Column) -> None:
         # Of the declared type first: a file's own may be narrower or of another unit, and would be misread.
         stored = column.cast(self._type.arrow).cast(self._storage)
         if stored.null_count:
+            with self._making:
+                if self._nulls is None:
+                    self._nulls = np.zeros(len(self._values), dtype=bool)
             self._nulls[rows] = np.asarray(pc.is_null(stored))
             stored = pc.fill_null(stored, pa.scalar(0).cast(stored.type))
         self._values[rows] = np.asarray(stored)
 
-    def finish(self, order: Integers, present: npt.NDArray[np.bool_]) -> pa.Array:
-        absent = (self._nulls | ~present)[order]
-        return pa.array(self._values[order], type=self._storage, mask=absent if absent.any() else None).cast(self._type.arrow)
+    def finish(self, order: Integers, absent: npt.NDArray[np.bool_] | None) -> pa.Array:
+        mask = absent
+        if self._nulls is not None:
+            mask = self._nulls[order] if absent is None else self._nulls[order] | absent
+        return pa.array(self._values.take(order), type=self._storage, mask=mask).cast(self._type.arrow)
 
 
 class _Variable:
@@ -97,7 +106,7 @@ class _Variable:
     def put(self, rows: Integers, column: Column) -> None:
         self._parts.append((rows, column.cast(self._type.arrow)))
 
-    def finish(self, order: Integers, _present: npt.NDArray[np.bool_]) -> Column:
+    def finish(self, order: Integers, _: npt.NDArray[np.bool_] | None) -> Column:
         places, filled = np.full(self._count + 1, -1, dtype=np.int64), 0
         for rows, column in self._parts:
             places[rows] = np.arange(filled, filled + len(column))

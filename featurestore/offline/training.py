@@ -23,7 +23,7 @@ from featurestore.clock import instant_text
 from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
 from featurestore.offline.asked import Asked
 from featurestore.offline.manifests import LookupRecord, Manifest, write_manifest
-from featurestore.offline.point_in_time import values_at
+from featurestore.offline.point_in_time import Wanted, values_of
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, request_column, times_of
 from featurestore.offline.tables import Snapshot
@@ -191,6 +191,7 @@ class TrainingSet:
     def _with_features(self, chunk: pa.Table, first_row: int) -> pa.Table:
         times = times_of(chunk[self.spine.timestamp_column], self.spine.timestamp_column)
         columns: dict[str, pa.ChunkedArray] = {}
+        wanted: list[Wanted] = []
         sorted_once: dict[tuple[object, ...], Asked] = {}
         for lookup in self.selection.lookups:
             view = lookup.version.view
@@ -200,9 +201,9 @@ class TrainingSet:
                 keys = [key_column(chunk[name], name, key.type) for name, key in zip(what[0], view.join_keys, strict=True)]
                 sorted_once[what] = Asked.of(keys, np.where(times > latest, BEGINNING - 1, times))
             snapshot = self.snapshots[lookup.version.uid]
-            values = values_at(
-                view, snapshot, sorted_once[what], lookup.features, event_times=False, threads=self.resources.threads
-            )
+            wanted.append(Wanted(view, snapshot, sorted_once[what], lookup.features, event_times=False))
+        found = values_of(wanted, threads=self.resources.threads)
+        for lookup, values in zip(self.selection.lookups, found, strict=True):
             columns |= {lookup.column(feature): values.features[feature] for feature in lookup.features}
         if self.on_demand:
             request = {name: request_column(chunk[name], name, type_) for name, type_ in self.selection.request.items()}

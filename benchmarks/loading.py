@@ -1,0 +1,284 @@
+"""The rows about writing: tables, online rows, and what both cost, beside bare drivers, DuckDB and Feast."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import redis
+
+from benchmarks.data import FEATURES, START, Bench
+from benchmarks.feast import NAME as FEAST
+from benchmarks.feast import feast
+from benchmarks.online import five_views, path_of, version_of
+from benchmarks.rows import Rows, compare, duckdb_session, row_of
+from featurestore import FeatureStore
+from featurestore.online.store import keys_of
+
+__all__ = ["LOADING_ROWS"]
+
+BATCH = 1_000
+
+
+# Offline
+
+
+def materialize_offline(bench: Bench, repetitions: int) -> Rows:
+    """Compare a first materialization without an online store with DuckDB writing the same rows sorted: what the layout costs."""
+    connection, folder = duckdb_session(), bench.folder / "offline"
+    definitions = (bench.folder / "definitions.py").read_text("utf-8").replace('refresh="1h",', 'refresh="1h", online=False,')
+
+    def ours() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        (folder / "featurestore.toml").write_text('project = "offline"\n', "utf-8")
+        (folder / "definitions.py").write_text(definitions, "utf-8")
+        (folder / "events.parquet").symlink_to(bench.events)
+        with FeatureStore(folder) as store:
+            store.apply()
+            store.materialize()
+
+    copy = (
+        f"COPY (SELECT * FROM '{bench.events}' ORDER BY user_id, happened_at) TO '{_sorted(bench)}' "
+        "(FORMAT parquet, COMPRESSION zstd)"
+    )
+    what = f"materialize {bench.sizes.rows:,} rows x {FEATURES} features, offline alone"
+    peers = {"DuckDB COPY … ORDER BY (floor)": lambda: connection.execute(copy)}
+    return compare("materialize_offline", what, ours, peers, repetitions)
+
+
+def offline_bytes(bench: Bench, _: int) -> Rows:
+    """Compare the size of a table with that of its source, and with the same rows as DuckDB compresses them best."""
+    [version] = bench.store.applied().versions
+    ours = float(sum(file.stat().st_size for file in bench.store.settings.offline_folder.rglob("*.parquet")))
+    rows = bench.store.snapshot(version).rows
+    what = f"bytes on disk of a row of {FEATURES} Float64, key and times"
+    source, packed = (float(file.stat().st_size) for file in (bench.events, _sorted(bench)))
+    pairs = {"the source's Parquet (snappy), which Feast reads": source, "DuckDB, sorted (zstd)": packed}
+    return [row_of("offline_bytes", what, "bytes", peer, [(ours / rows, size / rows)]) for peer, size in pairs.items()]
+
+
+def _sorted(bench: Bench) -> Path:
+    return bench.folder / "sorted.parquet"
+
+
+# Online
+
+
+def _table(count: int) -> tuple[pa.ChunkedArray, pa.Table, pa.ChunkedArray]:
+    random = np.random.default_rng(4)
+    instants = pa.array(START + np.arange(count)).cast(pa.timestamp("us", "UTC"))
+    features = pa.table({f"f{number}": random.random(count) for number in range(FEATURES)})
+    return pa.chunked_array([random.permutation(count)]), features, pa.chunked_array([instants])
+
+
+def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bool) -> Rows:
+    """Load rows out of Arrow into an empty server of the same kind, or over rows that are there."""
+    store, count = bench.store.online, bench.sizes.rows // 10
+    versions = [replace(version_of(bench), uid=f"bench{number:03}") for number in range(100)]
+    version = versions[0]
+    keys, features, instants = _table(count)
+    names = keys_of(version).names([keys])
+    ready = list(zip(names, [b"r" * (19 + 8 * FEATURES)] * count, strict=True))
+    run = 0
+
+    def ours() -> None:
+        nonlocal run
+        run += 1
+        with store.load(versions[run] if is_fresh else version, run=run, now=START) as load:
+            for first in range(0, count, 100_000):
+                key, rows, at = (each.slice(first, 100_000) for each in (keys, features, instants))
+                load.write([key], rows, at)
+            load.finish()
+        assert load.written == count
+
+    def floor() -> None:
+        pipeline = store._client.pipeline(transaction=False)  # noqa: SLF001 (the floor is the bare driver)
+        for number, (key, row) in enumerate(ready):
+            pipeline.set(key or b"", row)
+            if number % 1000 == 0:
+                pipeline.execute()
+        pipeline.execute()
+        if is_fresh:  # outside of what is measured as ours
+            store.drop(versions[run])
+            store.drop(version)
+
+    rows = compare(name, what, ours, {"redis-py pipelined SET of ready rows": floor}, repetitions, count=count)
+    store.drop(version)
+    return rows
+
+
+def load_fresh(bench: Bench, repetitions: int) -> Rows:
+    """Compare the first load of a version, encoding from Arrow included, with redis-py."""
+    return _loads("load_fresh", "rows loaded out of Arrow, a fresh version", bench, repetitions, is_fresh=True)
+
+
+def load_conditional(bench: Bench, repetitions: int) -> Rows:
+    """Compare a conditional load over rows that are there with redis-py, which compares nothing."""
+    return _loads(
+        "load_conditional", "rows loaded out of Arrow, each compared with what is stored", bench, repetitions, is_fresh=False
+    )
+
+
+def latency(bench: Bench, repetitions: int) -> Rows:
+    """Compare the p99 of paced lookups without a load with the one during a load at the default pace."""
+    store, version, count = bench.store.online, replace(version_of(bench), uid="benchmar"), 100_000
+    keys, features, instants = _table(count)
+    name = (keys_of(version_of(bench)).plain([[1]]) or [b""])[0]
+    seconds, run = 3.0, 0
+
+    def p99() -> float:
+        code = "import sys; from benchmarks.loading import paced; paced(*sys.argv[1:])"
+        arguments = [sys.executable, "-c", code, path_of(store), (name or b"").hex(), str(seconds)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        return float(done.stdout)
+
+    def under_load() -> float:
+        nonlocal run
+        found: list[float] = []
+        reader = threading.Thread(target=lambda: found.append(p99()))
+        reader.start()
+        time.sleep(0.5)  # the load sees that somebody reads
+        while reader.is_alive():
+            run += 1
+            with store.load(version, run=run, now=START) as load:
+                for first in range(0, count, 5_000):
+                    key, rows, at = (each.slice(first, 5_000) for each in (keys, features, instants))
+                    load.write([key], rows, at)
+                    if not reader.is_alive():
+                        break
+                load.finish()
+        return found[0]
+
+    store.drop(version)
+    pairs = [(under_load(), p99()) for _ in range(repetitions)]
+    store.drop(version)
+    what = "p99 of 1,000 lookups a second during a load at the default pace"
+    return [row_of("load_p99", what, "µs", "the same without a load (floor)", pairs)]
+
+
+def paced(path: str, name: str, seconds: str) -> None:
+    """Read a key a thousand times a second, and print the p99 of the answers in microseconds."""
+    from featurestore.online.frames import mget
+    from featurestore.online.links import Link
+    from featurestore.online.topology import Access, Endpoint
+
+    link, asked, random = Link(Endpoint(path=path), Access(5.0)), mget([bytes.fromhex(name)]), np.random.default_rng(5)
+    taken: list[float] = []
+    end = due = time.perf_counter()
+    end += float(seconds)
+    while (now := time.perf_counter()) < end:
+        time.sleep(max(0.0, due - now))
+        due = max(due, now) + random.exponential(1 / 1000)
+        began = time.perf_counter()
+        link.exchange(asked, 1)
+        taken.append(time.perf_counter() - began)
+    link.close()
+    print(np.percentile(taken, 99) * 1e6)
+
+
+def bulk_load(bench: Bench, repetitions: int) -> Rows:
+    """Compare a full online load, rows computed at the watermark included, with plain pipelined SETs of the finished rows."""
+    [version] = bench.store.applied().versions
+    client = bench.store.online._client  # noqa: SLF001
+    keys = list(client.scan_iter(match=f"{version.uid}{{*", count=1000))
+    rows = dict(zip(keys, client.mget(keys), strict=True))
+
+    def ours() -> None:
+        client.flushall()
+        [report] = bench.store.materialize()
+        assert report.online_written == len(keys)
+
+    def floor() -> None:
+        client.flushall()
+        pipeline = client.pipeline(transaction=False)
+        for number, (key, row) in enumerate(rows.items()):
+            pipeline.set(key, row)
+            if number % BATCH == 0:
+                pipeline.execute()
+        pipeline.execute()
+
+    what, peers = "keys loaded online, a lost server rebuilt", {"pipelined SET of ready rows (floor)": floor}
+    rows = compare("bulk_load", what, ours, peers, repetitions, count=len(keys))
+    _restore(bench)
+    return rows
+
+
+# From offline rows to online rows
+
+
+@cache
+def _latest(bench: Bench, repetitions: int) -> Rows:
+    """Compare the step from offline rows to online rows, and the memory of these, with `feast materialize` on the same server.
+
+    The server is emptied in between, and at the end everybody's rows are written again.
+    """
+    store, client, peer = bench.store, bench.store.online._client, feast(bench)  # noqa: SLF001
+    seconds: list[tuple[float, float]] = []
+    memory: list[tuple[float, float]] = []
+    for _ in range(max(2, repetitions // 2)):
+        empty = _emptied(client)
+        began = time.perf_counter()
+        [report] = store.sync()
+        took, mine = time.perf_counter() - began, _used(client) - empty
+        assert report.online_written == client.dbsize() - 2  # type: ignore[operator]
+        empty = _emptied(client)
+        seconds.append((took, peer.cost("materialize").seconds))
+        memory.append((mine / report.online_written, (_used(client) - empty) / int(client.dbsize())))  # type: ignore[arg-type]
+    _emptied(client)
+    _restore(bench)
+    what = f"{bench.sizes.rows:,} offline rows to {bench.sizes.keys:,} online rows x {FEATURES} features"
+    size = f"memory of an online row of {FEATURES} Float64, key included"
+    return [
+        row_of("materialize_latest", what, "s", FEAST, seconds),
+        row_of("bytes_per_row", size, "bytes", FEAST, memory),
+    ]
+
+
+def _restore(bench: Bench) -> None:
+    """Write everybody's rows again."""
+    bench.store.sync()
+    five_views(bench).sync()
+    feast(bench).cost("load")
+
+
+def _emptied(client: redis.Redis) -> int:
+    client.execute_command("FLUSHALL", "SYNC")
+    return _used(client)
+
+
+def _used(client: redis.Redis) -> int:
+    found: int = client.info("memory")["used_memory"]  # type: ignore[index]
+    return found
+
+
+def materialize_latest(bench: Bench, repetitions: int) -> Rows:
+    """Return the row of the step."""
+    return _latest(bench, repetitions)[:1]
+
+
+def bytes_per_row(bench: Bench, repetitions: int) -> Rows:
+    """Return the row of the memory."""
+    return _latest(bench, repetitions)[1:]
+
+
+LOADING_ROWS: dict[str, Callable[..., Rows]] = {
+    "materialize_offline": materialize_offline,
+    "offline_bytes": offline_bytes,
+    "materialize_latest": materialize_latest,
+    "bytes_per_row": bytes_per_row,
+    "bulk_load": bulk_load,
+    "load_fresh": load_fresh,
+    "load_conditional": load_conditional,
+    "load_p99": latency,
+}
