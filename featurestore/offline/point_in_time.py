@@ -28,7 +28,7 @@ from featurestore.clock import duration_micros
 from featurestore.definitions import FeatureView
 from featurestore.offline.asked import Asked
 from featurestore.offline.buckets import LEAST, Bucket, buckets, int64
-from featurestore.offline.results import Results
+from featurestore.offline.results import Each, Results
 from featurestore.offline.tables import DataFile, Snapshot
 from featurestore.offline.timeline import Ticks, Timeline
 from featurestore.offline.windows import window_columns
@@ -105,7 +105,7 @@ def values_of(wanted: Sequence[Wanted], *, threads: int) -> Iterator[Values]:
             for results, futures in begun:
                 for future in futures:
                     future.result()
-                yield _finished(results)
+                yield _finished(results, pool.map)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -115,8 +115,8 @@ def _results(wanted: Wanted) -> Results:
     return Results([types[name] for name in wanted.features], wanted.asked)
 
 
-def _finished(results: Results) -> Values:
-    return Values(results.table(), results.event_times(), results.present)
+def _finished(results: Results, each: Each = map) -> Values:
+    return Values(results.table(each), results.event_times(), results.present)
 
 
 def _lifetime(wanted: Wanted) -> int | None:

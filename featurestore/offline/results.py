@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from featurestore.definitions import Field
 from featurestore.offline.asked import Asked
 from featurestore.types import ValueType
 
-__all__ = ["Results"]
+__all__ = ["Each", "Results"]
 
 Integers = npt.NDArray[np.int64]
 Column = Any
 """An Arrow array or chunked array."""
+
+Each = Callable[..., Iterable[Any]]
 
 _NO_TIME = -(2**63)
 _STORAGE = {"Date": pa.int32(), "Timestamp": pa.int64()}
@@ -55,11 +57,12 @@ class Results:
         """Which rows were set, in the order asked for."""
         return self._present[self._order]
 
-    def table(self) -> pa.Table:
-        """Return the columns as a table, in the order asked for."""
+    def table(self, each: Each = map) -> pa.Table:
+        """Return the columns as a table, in the order asked for; `each` is `map`, or that of a pool of threads."""
         absent = ~self.present
         mask = absent if absent.any() else None
-        return pa.table({name: column.finish(self._order, mask) for name, column in self._columns.items()})
+        columns = each(lambda column: column.finish(self._order, mask), self._columns.values())
+        return pa.table(dict(zip(self._columns, columns, strict=True)))
 
     def event_times(self) -> pa.Array:
         """Return the event times, null where there is none."""
