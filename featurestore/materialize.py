@@ -37,7 +37,9 @@ from featurestore.settings import Settings
 
 __all__ = ["Materialization", "Progress", "Report", "Step", "offline_table"]
 
-_CHUNK_ROWS = 5_000_000
+_CHUNK_ROWS = 20_000_000
+_BYTES_OF_A_VALUE = 50
+"""What a value takes while a chunk is sorted; beyond its memory DuckDB sorts on disk, which is slower."""
 _LOAD_ROWS = 100_000
 _LOAD_BYTES = 100_000_000
 _STATIC = (BEGINNING - 1, BEGINNING)
@@ -289,7 +291,8 @@ class _Run:
     def _write_offline(self, rows: ViewRows, interval: tuple[int, int], found: Survey, report: Report) -> Report:
         before = self.version
         if interval[0] < interval[1]:
-            for first, last in found.chunks(*interval, _CHUNK_ROWS):
+            memory = self.settings.offline.memory_bytes // (_BYTES_OF_A_VALUE * len(self.table.schema))
+            for first, last in found.chunks(*interval, min(_CHUNK_ROWS, memory)):
                 snapshot, count = self._replace((first, last), report, found.rows)
                 report = replace(report, rows=report.rows + count, chunks=report.chunks + 1)
                 self._cover(max(self._covered_until, last), snapshot)

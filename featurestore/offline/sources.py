@@ -209,11 +209,15 @@ def expressions(view: FeatureView) -> dict[Field, str]:
 
 @dataclass(frozen=True)
 class ViewRows:
-    """A `SELECT` that gives a view's rows, ready to stand in a FROM clause. `seq` is an expression that orders as `__seq` does."""
+    """A `SELECT` that gives a view's rows, ready to stand in a FROM clause.
+
+    `seq` is an expression that orders as `__seq` does, `visible` one that gives `__visible_time`, out of the other columns if it can.
+    """
 
     view: FeatureView
     sql: str
     seq: str
+    visible: str = "__visible_time"
 
     @property
     def what(self) -> str:
@@ -250,10 +254,11 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
     selected = selected_columns(view, given)
     source = _source_query(view, root, columns) + _skipping(view, given, within)
     rows = f"SELECT {', '.join([*selected, '__file_seq AS __seq'])} FROM {source}"
-    visible = f"SELECT *, make_timestamptz({_visible_micros(view)}) AS __visible_time FROM ({rows})"
+    visible = f"make_timestamptz({_visible_micros(view)})"
     # A sort key of 24 bytes or less is sorted much faster, and a hash, a time and 32 bits of `seq` are one.
     counts = _row_counts(view.source, root)
-    return ViewRows(view, f"({visible})", "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq")
+    seq = "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq"
+    return ViewRows(view, f"(SELECT *, {visible} AS __visible_time FROM ({rows}))", seq, visible)
 
 
 def selected_columns(view: FeatureView, given: SourceColumns) -> list[str]:
@@ -316,7 +321,10 @@ def describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> Sourc
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:
     if column is None:
         return f"NULL::TIMESTAMPTZ AS {name}"
-    micros = f"epoch_us({identifier(column)}::TIMESTAMP::TIMESTAMPTZ)"
+    # Between instants and times without a zone DuckDB goes through a calendar, which takes longer than all the rest.
+    with_zone = {"TIME ZONE" in type_ for type_ in columns[column]}
+    casts = {(True,): "", (False,): "::TIMESTAMP"}.get(tuple(with_zone), "::TIMESTAMP::TIMESTAMPTZ")
+    micros = f"epoch_us({identifier(column)}{casts})"
     if columns[column][0] in _NANOSECONDS:
         # Rounded down, as spines are; SQL's remainder takes the sign of the dividend, so it is moved into [0, 1000) first.
         nanos = f"epoch_ns({identifier(column)})"

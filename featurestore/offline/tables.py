@@ -54,6 +54,7 @@ OPTIONS = "FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE 8192"
 _FOOTERS = 512
 _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
+_VISIBLE = "__visible_time"
 HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_hash")
 
 
@@ -240,14 +241,23 @@ class OfflineTable:
 
     def write_sorted(self, rows: ViewRows, start: int, end: int) -> list[DataFile]:
         """Write a source's rows of an interval in the table's order, which DuckDB does in one query; no version names the files."""
-        columns = ", ".join(identifier(field.name) for field in self.schema)
+        names = self.schema.names
         keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
         selected = rows.within(start, end)
         with session(SourceError, rows.what, unless_about={self.folder: (OfflineStoreError, self.trouble)}) as connection:
             hashes = self._key_hashes(connection.sql(f"SELECT DISTINCT {keys} FROM {selected}").to_arrow_table())
             connection.register("key_hashes", hashes)
             order = self._order(rows, has_collisions=pc.count_distinct(hashes["__key_hash"]).as_py() < len(hashes))
-            files = self.copy(connection, f"SELECT {columns} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}")
+            # What can be computed afterwards is not carried through the sort.
+            carried = ", ".join(
+                f"{rows.seq} AS __seq" if name == "__seq" else identifier(name)
+                for name in names
+                if name != _VISIBLE or rows.visible == _VISIBLE
+            )
+            ordered = f"SELECT {carried} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}"
+            later = {"__seq": "CAST(__seq AS BIGINT)", _VISIBLE: rows.visible}
+            columns = ", ".join(f"{later.get(name, identifier(name))} AS {identifier(name)}" for name in names)
+            files = self.copy(connection, f"SELECT {columns} FROM ({ordered})")
         if any(_nulls(file, "__key_hash") for file in files):
             raise SourceError(f"{rows.what}: the files have changed while they were read; run again")
         return files
