@@ -211,7 +211,7 @@ def expressions(view: FeatureView) -> dict[Field, str]:
 class ViewRows:
     """A `SELECT` that gives a view's rows, ready to stand in a FROM clause.
 
-    `seq` is an expression that orders as `__seq` does, `visible` one that gives `__visible_time`, out of the other columns if it can.
+    `seq` is an expression that orders as `__seq` does, `visible` one that gives `__visible_time`, if it can out of other columns.
     """
 
     view: FeatureView
@@ -322,8 +322,8 @@ def _time(column: str | None, columns: SourceColumns, name: str) -> str:
     if column is None:
         return f"NULL::TIMESTAMPTZ AS {name}"
     # Between instants and times without a zone DuckDB goes through a calendar, which takes longer than all the rest.
-    with_zone = {"TIME ZONE" in type_ for type_ in columns[column]}
-    casts = {(True,): "", (False,): "::TIMESTAMP"}.get(tuple(with_zone), "::TIMESTAMP::TIMESTAMPTZ")
+    has_zone = ["TIME ZONE" in type_ for type_ in columns[column]]
+    casts = "" if all(has_zone) else "::TIMESTAMP::TIMESTAMPTZ" if any(has_zone) else "::TIMESTAMP"
     micros = f"epoch_us({identifier(column)}{casts})"
     if columns[column][0] in _NANOSECONDS:
         # Rounded down, as spines are; SQL's remainder takes the sign of the dividend, so it is moved into [0, 1000) first.
