@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ PATH = "/v1/online-features"
 
 
 @contextmanager
-def _served(*command: str) -> Iterator[str]:
+def _served(*command: str, **variables: str) -> Iterator[str]:
     """Run a server that prints its URL, and end it."""
     root = Path(__file__).parents[1]
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=root)
+    environment = os.environ | variables
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["url"]
@@ -67,18 +69,22 @@ def _rate(url: str, script: Path) -> float:
 
 
 def _lookups(name: str, bench: Bench, repetitions: int, entities: int) -> Row:
+    what = f"HTTP lookups of {entities} x {FEATURES} features, 1 worker, {CONNECTIONS} connections"
+    with _service(bench) as service, _served("benchmarks.empty_server") as empty:
+        return _compared(name, what, bench, entities, (service, empty), "empty ASGI server (floor)", repetitions)
+
+
+def _service(bench: Bench, **variables: str) -> AbstractContextManager[str]:
+    return _served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json", **variables)
+
+
+def _compared(name: str, what: str, bench: Bench, entities: int, urls: tuple[str, str], peer: str, repetitions: int) -> Row:
     script = bench.folder / f"{name}.lua"
     script.write_text(_script(bench, entities))
-    with (
-        _served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service,
-        _served("benchmarks.empty_server") as empty,
-    ):
-        pairs = [(_rate(service, script), _rate(empty, script)) for _ in range(repetitions + 1)][1:]
-    what = f"HTTP lookups of {entities} x {FEATURES} features, 1 worker, {CONNECTIONS} connections"
+    pairs = [(_rate(urls[0], script), _rate(urls[1], script)) for _ in range(repetitions + 1)][1:]
     mine, floor = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = [one / other for one, other in pairs]
-    spread = min(ratios), max(ratios)
-    return Row(name, what, "per s", mine, floor, "empty ASGI server (floor)", statistics.median(ratios), spread)
+    return Row(name, what, "per s", mine, floor, peer, statistics.median(ratios), (min(ratios), max(ratios)))
 
 
 def online_1x10(bench: Bench, repetitions: int) -> Row:
@@ -91,4 +97,16 @@ def online_100x10(bench: Bench, repetitions: int) -> Row:
     return _lookups("online_100x10", bench, repetitions, 100)
 
 
-SERVING_ROWS: dict[str, Callable[..., Row]] = {"online_1x10": online_1x10, "online_100x10": online_100x10}
+def serving_log(bench: Bench, repetitions: int) -> Row:
+    """Compare lookups over HTTP of which a tenth is logged with those of which none is."""
+    what = f"HTTP lookups of 1 x {FEATURES} features, a tenth of them in the serving log"
+    settings = {"FEATURESTORE_SERVING_LOG__SAMPLE": "0.1", "FEATURESTORE_SERVING_LOG__FLUSH_SECONDS": "1"}
+    with _service(bench, **settings) as logging, _service(bench) as plain:
+        return _compared("serving_log", what, bench, 1, (logging, plain), "without the log", repetitions)
+
+
+SERVING_ROWS: dict[str, Callable[..., Row]] = {
+    "online_1x10": online_1x10,
+    "online_100x10": online_100x10,
+    "serving_log": serving_log,
+}

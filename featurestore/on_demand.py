@@ -56,19 +56,22 @@ class Evaluation:
 
     def arrow(self, given: Mapping[str, Column], rows: int, *, first_row: int = 0) -> dict[str, pa.Array]:
         """Return all on-demand features as Arrow arrays. `first_row` is what errors add to the places of rows."""
-        found = self._evaluated(given, rows, first_row)
-        return {name: arrow_of(as_arrow(found[name], type_)) for name, type_ in self.types.items()}
+        return self.as_arrow(self.evaluated(given, rows, first_row=first_row))
 
-    def plain(self, given: Mapping[str, Column], rows: int) -> dict[str, list[Any]]:
-        """Return all on-demand features as lists; dates are days and timestamps microseconds since 1970."""
-        found = self._evaluated(given, rows, 0)
-        return {name: as_plain(found[name], type_) for name, type_ in self.types.items()}
-
-    def _evaluated(self, given: Mapping[str, Column], rows: int, first_row: int) -> Columns:
+    def evaluated(self, given: Mapping[str, Column], rows: int, *, first_row: int = 0) -> Columns:
+        """Return all on-demand features, for `as_arrow` and `as_plain`."""
         columns: Columns = dict(given)
         for step in self._steps:
             step.run(columns, rows, first_row)
         return columns
+
+    def as_arrow(self, found: Columns) -> dict[str, pa.Array]:
+        """Return what was evaluated as Arrow arrays."""
+        return {name: arrow_of(as_arrow(found[name], type_)) for name, type_ in self.types.items()}
+
+    def as_plain(self, found: Columns) -> dict[str, list[Any]]:
+        """Return what was evaluated as lists; dates are days and timestamps microseconds since 1970."""
+        return {name: as_plain(found[name], type_) for name, type_ in self.types.items()}
 
 
 class _FaultError(Exception):

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from featurestore.clock import Clock, parse_instant
+from featurestore.clock import Clock, duration_micros, parse_duration, parse_instant
 from featurestore.definitions import FeatureService
 from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import InputError
@@ -41,6 +41,7 @@ from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Vers
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
 from featurestore.runs import ViewRuns
+from featurestore.serving_log.matching import LoggedTrainingSet, ServedLog
 from featurestore.serving_log.writer import ServingLog
 from featurestore.settings import Settings, load_settings, redacted
 from featurestore.sizing import Estimate, estimates
@@ -309,6 +310,36 @@ class FeatureStore:
             return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
         return made.make(spine, asked, timestamp_column, incomplete, now=now)
 
+    def training_set_from_log(
+        self,
+        service: str | FeatureService,
+        labels: Any,
+        *,
+        on: Sequence[str] | None = None,
+        timestamp_column: str = "event_timestamp",
+        tolerance: dt.timedelta | str = "0s",
+        fingerprint: str | None = None,
+    ) -> LoggedTrainingSet:
+        """Return labels with the features as they were served, for those labels whose request the serving log has.
+
+        `labels` is a table in any form that a spine has, with the time of its request in `timestamp_column`. A label belongs to the
+        last request, with equal values in the columns `on` (by default all that requests have), at its time or at most `tolerance`
+        before. Without a `fingerprint` the log is read of what the service means now.
+
+        Raises:
+            NotFoundError: no such service, or the log has nothing of it with this fingerprint.
+            InputError: `on` names a column that requests do not have, or the tolerance is no duration.
+            SpineError: the labels lack a column, or one has a wrong type.
+            OfflineStoreError: the log cannot be read.
+
+        """
+        if self.serving_log is not None:
+            self.serving_log.flush()
+        name = service if isinstance(service, str) else service.name
+        wanted = fingerprint or self.selection(name).fingerprint()
+        log = ServedLog(self.settings.serving_log_folder, name, wanted, self._tombstones())
+        return log.training_set(labels, on, timestamp_column, _duration(tolerance, "tolerance"))
+
     @property
     def training_sets(self) -> StoredSets:
         """The training sets that the HTTP service computes as jobs and keeps in the offline store."""
@@ -453,5 +484,12 @@ def _wanted(features: Features) -> str | list[str]:
 def _instant(moment: Moment | None, name: str) -> int | None:
     try:
         return None if moment is None else parse_instant(moment)
+    except ValueError as reason:
+        raise InputError(f"{name}: {reason}", name=name) from None
+
+
+def _duration(duration: dt.timedelta | str, name: str) -> int:
+    try:
+        return duration_micros(parse_duration(duration))
     except ValueError as reason:
         raise InputError(f"{name}: {reason}", name=name) from None

@@ -156,7 +156,7 @@ def _container() -> Iterator[str]:
 
 # Fixtures of several files: the command lines' (test_cli_*) and the HTTP service's (test_server_*)
 
-pytest_plugins = ["featurestore.testing.fixtures", "tests.commands", "tests.databases", "tests.service"]
+pytest_plugins = ["featurestore.testing.fixtures", "tests.commands", "tests.databases", "tests.service", "tests.logged"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

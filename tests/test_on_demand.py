@@ -108,8 +108,8 @@ def test_t09_plain_values_and_arrow_columns_are_one(name: str) -> None:
     stored = {"Date": pa.int32(), "Timestamp": pa.int64()}.get(type_.name, type_.arrow)
     plain = column.cast(stored).to_pylist()
 
-    assert made.plain({"x": plain}, 3) == {"v__y": plain}
-    assert made.plain({"x": column}, 3) == {"v__y": plain}
+    assert made.as_plain(made.evaluated({"x": plain}, 3)) == {"v__y": plain}
+    assert made.as_plain(made.evaluated({"x": column}, 3)) == {"v__y": plain}
     assert made.arrow({"x": plain}, 3)["v__y"].equals(column)
 
 
@@ -250,7 +250,7 @@ def test_t09_inputs_cannot_be_written_to() -> None:
     expected = "on-demand view 'v': ValueError: output array is read-only"
     assert outcome(function, {"x": pa.array([1, None])}, {"x": Int64}, y=Int64) == expected
     with pytest.raises(OnDemandError, match="read-only"):
-        evaluation(function, {"x": Int64}, {"y": Int64}).plain({"x": [1]}, 1)
+        evaluation(function, {"x": Int64}, {"y": Int64}).evaluated({"x": [1]}, 1)
 
 
 def test_t09_infinity_and_nan_are_values_and_no_warnings() -> None:

@@ -51,7 +51,7 @@ class FeatureVectors:
         found: dict[str, Any] = dict(self._request.arrow)
         found |= {name: self._answers[view].features[feature] for name, view, feature in self._plan.places}
         if self._plan.on_demand:
-            found |= self._plan.on_demand.arrow(self._inputs(), self._request.rows)
+            found |= self._plan.on_demand.as_arrow(self._computed)
         return pa.table({name: found[name] for name in (*self._request.arrow, *self.features)})
 
     @cached_property
@@ -69,8 +69,13 @@ class FeatureVectors:
         found = {name: self._answers[view].plain[feature] for name, view, feature in self._plan.places}
         if not self._plan.on_demand:
             return found
-        found |= self._plan.on_demand.plain(self._inputs(), self._request.rows)
+        found |= self._plan.on_demand.as_plain(self._computed)
         return {name: found[name] for name in self.features}
+
+    @cached_property
+    def _computed(self) -> dict[str, Any]:
+        """The on-demand features, evaluated once: what is logged is what was served."""
+        return self._plan.on_demand.evaluated(self._inputs(), self._request.rows)
 
     def _inputs(self) -> dict[str, Any]:
         """Return what on-demand views take, in the form in which few or many rows come fastest."""

@@ -20,6 +20,7 @@ from featurestore.store import FeatureStore, Moment
 
 __all__ = ["Throwaway", "VirtualClock", "throwaway_store"]
 
+_NEVER = 1e9
 _LEFT_OUT = (".featurestore", ".git", ".venv", "venv", "node_modules", "__pycache__")
 
 
@@ -65,13 +66,16 @@ class Throwaway:
 
 
 @contextmanager
-def throwaway_store(folder: str | Path, *, now: Moment | None = None, leave_out: Sequence[str] = ()) -> Iterator[Throwaway]:
+def throwaway_store(
+    folder: str | Path, *, now: Moment | None = None, leave_out: Sequence[str] = (), logged: float | None = None
+) -> Iterator[Throwaway]:
     """Give a store over a copy of a definitions folder, with an embedded online server of its own; all is removed at the end.
 
     Registry, tables and online store are in the copy, whatever the folder's settings or variables of the environment say, so a test
     cannot reach what serves. `now` is the virtual clock's present; by default the settings' `now`, or the machine's. Files whose
     names match a pattern of `leave_out` are not copied, such as data that `Throwaway.write` replaces. A source whose path is
-    absolute is read where it is.
+    absolute is read where it is. `logged` is the share of lookups that goes into the serving log, which then waits for
+    `verify_log`, `training_set_from_log` or the end; by default the settings'.
 
     Raises:
         SettingsError: the folder has no `featurestore.toml`, or it holds something unusable.
@@ -83,13 +87,14 @@ def throwaway_store(folder: str | Path, *, now: Moment | None = None, leave_out:
     try:
         copy = shutil.copytree(given.root, made / "repo", ignore=shutil.ignore_patterns(*_LEFT_OUT, *leave_out))
         (copy / FILE_NAME).write_text(f'project = "{given.project}"\n')
+        log = {} if logged is None else {"sample": logged, "flush_seconds": _NEVER}
         parts = {
             "root": copy.resolve(),
             "now": None,
             "registry": RegistrySettings(),
             "offline": OfflineSettings(),
             "online": OnlineSettings(),
-            "serving_log": given.serving_log.model_copy(update={"path": ServingLogSettings().path}),
+            "serving_log": given.serving_log.model_copy(update={"path": ServingLogSettings().path, **log}),
         }
         store = FeatureStore(given.model_copy(update=parts), clock=clock)
         try:
