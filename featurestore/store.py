@@ -375,7 +375,7 @@ class FeatureStore:
         now = self.clock()
         vectors = request.plan.answer(request, found, now=now)
         if self.serving_log is not None:
-            self.serving_log.offer(request, vectors, now)
+            self.serving_log.offer(request, found, vectors, now)
         return vectors
 
     def _lookup_plan(self, features: Features) -> LookupPlan:

@@ -22,8 +22,8 @@ class OnlineRows:
     Headers are checked at once; OnlineStoreError where features are read that contradict themselves.
     """
 
-    def __init__(self, codec: RowCodec, ttl: int | None, values: Sequence[bytes | None], now: int) -> None:
-        """Take the stored values, and the TTL and the present in microseconds."""
+    def __init__(self, codec: RowCodec, ttl: int | None, values: Sequence[bytes | None], now: int | Sequence[int]) -> None:
+        """Take the stored values, the TTL in microseconds, and the present, or that of each row."""
         is_found = [value is not None and not is_deleted(value) for value in values]
         self._is_whole = all(is_found)
         self._is_found = is_found
@@ -33,12 +33,12 @@ class OnlineRows:
         if not self._is_whole:
             self.status_list = [Status.PRESENT if is_there else Status.NOT_FOUND for is_there in is_found]
         if ttl is not None:
-            self._hide_old(now - ttl)
+            self._hide_old([now - ttl] * len(values) if isinstance(now, int) else [each - ttl for each in now])
 
-    def _hide_old(self, oldest: int) -> None:
+    def _hide_old(self, oldest: Sequence[int]) -> None:
         places = (place for place, is_there in enumerate(self._is_found) if is_there)
         for place, time in zip(places, self._batch.event_times, strict=True):
-            if time < oldest:
+            if time < oldest[place]:
                 self.status_list[place] = Status.OUTSIDE_MAX_AGE
 
     @property
@@ -77,15 +77,6 @@ class OnlineRows:
         times = np.array(self._batch.event_times, dtype=np.int64)
         timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
         return timed if self._is_whole else timed.take(self._places(self._is_found))
-
-    @property
-    def plain_event_times(self) -> list[int]:
-        """The event time of each row in microseconds, the least int64 where nothing was found, and in static views."""
-        times = self._batch.event_times
-        if self._is_whole:
-            return times
-        found = iter(times)
-        return [next(found) if is_there else NO_EVENT_TIME for is_there in self._is_found]
 
     def _places(self, is_wanted: Sequence[bool]) -> pa.Array:
         """Return where each row stands among those that are stored, null for those that are not wanted."""

@@ -87,9 +87,9 @@ class FeatureVectors:
             inputs[name] = rows.plain[feature] if request.is_plain else rows.features[feature]
         return inputs
 
-    def plain_event_times(self) -> dict[str, list[int]]:
-        """Return the event times in microseconds, by view; the least int64 where nothing was found, and in static views."""
-        return {lookup.name: rows.plain_event_times for lookup, rows in zip(self._plan.lookups, self._answers, strict=True)}
+    def plain_computed(self) -> dict[str, list[Any]]:
+        """Return the on-demand features as `plain_features` does, those that are only inputs included."""
+        return self._plan.on_demand.as_plain(self._computed)
 
     def to_arrow(self) -> pa.Table:
         """Return the vectors as an Arrow table."""
@@ -208,6 +208,13 @@ class LookupPlan:
         for lookup, keys, _, _ in self._parts:
             names += keys.names([columns[column] for column in lookup.key_columns])
         return Request(self, columns, {}, names, len(next(iter(columns.values()))), {}, is_plain=False)
+
+    def together(self, found: Sequence[tuple[int, Found]], nows: Sequence[int]) -> list[OnlineRows]:
+        """Return what was found for several requests, each with its rows, as one answer for each lookup; `nows` is for each row."""
+        return [
+            OnlineRows(codec, ttl, [value for rows, each in found for value in each[place * rows : (place + 1) * rows]], nows)
+            for place, (_, _, codec, ttl) in enumerate(self._parts)
+        ]
 
     def answer(self, request: Request, found: Found, *, now: int) -> FeatureVectors:
         """Return the vectors that what was found under the request's names makes as of `now`."""

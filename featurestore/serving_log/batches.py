@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import metadata
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from featurestore.online.rows import NO_EVENT_TIME
+from featurestore.online.fetching import Found
 from featurestore.online.status import Status
-from featurestore.online.vectors import FeatureVectors, Request
+from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.registry.selection import Selection
 from featurestore.serving_log.layout import (
     REQUESTED_AT,
@@ -32,13 +30,17 @@ _PLAIN = {"Date": pa.int32(), "Timestamp": pa.int64()}
 """The Arrow types of plain values that are not those of the declared types (`FeatureVectors.plain_features`)."""
 
 
-@dataclass(frozen=True)
-class Served:
-    """One answered request, and the present by which it was answered."""
+class Served(NamedTuple):
+    """One answered request: what was found for it, and the present by which it was answered.
+
+    `vectors` are there only if they have on-demand features, whose values nothing else has. The fewer objects wait, the less the
+    collector of garbage has to look through.
+    """
 
     request: Request
-    vectors: FeatureVectors
+    found: Found
     now: int
+    vectors: FeatureVectors | None
 
 
 def header_of(selection: Selection, sample: float) -> LogHeader:
@@ -65,41 +67,46 @@ def header_of(selection: Selection, sample: float) -> LogHeader:
     )
 
 
-def batch_of(selection: Selection, served: Sequence[Served]) -> pa.Table:
-    """Return requests of one selection as a table, a row for each entity.
+def batch_of(plan: LookupPlan, served: Sequence[Served]) -> pa.Table:
+    """Return requests of one plan as a table, a row for each entity.
 
     Raises:
         OnlineStoreError: a row that was found contradicts itself, so nobody could read it.
 
     """
-    rows = [each.request.rows for each in served]
-    columns: dict[str, Any] = {REQUESTED_AT: pa.array(np.repeat([each.now for each in served], rows), pa.int64()).cast(UTC_TIME)}
-    for name, type_ in selection.needed.items():
-        columns[name] = _keys(name, type_, served)
-    features = [each.vectors.plain_features() for each in served]
-    for name, type_ in selection.types().items():
-        columns[name] = _values(type_, chain.from_iterable(each[name] for each in features))
-    statuses = [each.vectors.statuses for each in served]
-    times = [each.vectors.plain_event_times() for each in served]
-    for lookup in selection.lookups:
-        codes = pa.array(list(chain.from_iterable(each[lookup.name] for each in statuses)), pa.int8())
-        columns[status_column(lookup.name)] = pa.DictionaryArray.from_arrays(codes, _STATUSES).cast(pa.string())
-        found = np.array(list(chain.from_iterable(each[lookup.name] for each in times)), np.int64)
-        columns[event_time_column(lookup.name)] = pa.array(found, mask=found == NO_EVENT_TIME).cast(UTC_TIME)
+    selection = plan.selection
+    nows = [each.now for each in served for _ in range(each.request.rows)]
+    answers = plan.together([(each.request.rows, each.found) for each in served], nows)
+    features = {name: answers[view].features[feature] for name, view, feature in plan.places} | _computed(plan, served)
+    columns: dict[str, Any] = {REQUESTED_AT: pa.array(nows, pa.int64()).cast(UTC_TIME)}
+    columns |= {name: _given(name, type_, served) for name, type_ in selection.needed.items()}
+    columns |= {name: features[name] for name in selection.columns}
+    for lookup, rows in zip(plan.lookups, answers, strict=True):
+        columns[status_column(lookup.name)] = pa.DictionaryArray.from_arrays(pa.array(rows.statuses), _STATUSES).cast(pa.string())
+        columns[event_time_column(lookup.name)] = rows.event_times
     return pa.table(columns)
 
 
-def _keys(name: str, type_: ValueType, served: Sequence[Served]) -> Any:
-    """Return a key column: from the values as they were given, or from Arrow where some were given otherwise."""
+def _computed(plan: LookupPlan, served: Sequence[Served]) -> dict[str, pa.Array]:
+    """Return the on-demand features as they were computed for the requests."""
+    parts = [each.vectors.plain_computed() for each in served if each.vectors is not None]
+    return {
+        name: _values(type_, list(chain.from_iterable(part[name] for part in parts)))
+        for name, type_ in plan.on_demand.types.items()
+    }
+
+
+def _given(name: str, type_: ValueType, served: Sequence[Served]) -> Any:
+    """Return a column of requests: from the values as they were given, or from Arrow where some were given otherwise."""
     if all(name in each.request.given for each in served):
         return pa.array(list(chain.from_iterable(each.request.given[name] for each in served)), type_.arrow)
     chunks = chain.from_iterable(each.request.arrow[name].chunks for each in served)
     return pa.chunked_array(list(chunks), type_.arrow)
 
 
-def _values(type_: ValueType, values: Iterable[Any]) -> pa.Array:
+def _values(type_: ValueType, values: list[Any]) -> pa.Array:
     item = (type_.item or type_).name
     plain = _PLAIN.get(item)
     if plain is None:
-        return pa.array(list(values), type_.arrow)
-    return pa.array(list(values), plain if type_.item is None else pa.list_(plain)).cast(type_.arrow)
+        return pa.array(values, type_.arrow)
+    return pa.array(values, plain if type_.item is None else pa.list_(plain)).cast(type_.arrow)

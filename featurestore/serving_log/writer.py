@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 
 from featurestore.errors import FeatureStoreError, OnlineStoreError
-from featurestore.online.vectors import FeatureVectors, Request
-from featurestore.registry.selection import Selection
+from featurestore.online.fetching import Found
+from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.registry.state import Tombstones
 from featurestore.serving_log.batches import Served, batch_of, header_of
 from featurestore.serving_log.layout import LogHeader, locked, trim, write
@@ -32,10 +32,10 @@ from featurestore.settings import Settings
 __all__ = ["LogCounts", "ServingLog"]
 
 _LOGGER = logging.getLogger("featurestore")
-_POLL_SECONDS = 0.1
-_PIECE = 64
-"""How many requests are turned into columns at a time, while lookups wait for the interpreter."""
-_PIECE_ROWS = 512
+_POLL_SECONDS = 0.25
+_PIECE = 512
+_PIECE_ROWS = 1024
+"""How many requests, and about how many rows, become columns at a time, while lookups wait for the interpreter."""
 _YIELD_SECONDS = 0.001
 _CLOSE_SECONDS = 10.0
 
@@ -63,8 +63,8 @@ class ServingLog:
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
 
-    def offer(self, request: Request, vectors: FeatureVectors, now: int) -> None:
-        """Log an answered request if chance chooses it and the queue has room. Never waits, and raises nothing."""
+    def offer(self, request: Request, found: Found, vectors: FeatureVectors, now: int) -> None:
+        """Log a request that was answered from what was found if chance chooses it and the queue has room. Never waits."""
         if self._sample < 1 and random.random() >= self._sample:  # noqa: S311 (a sample, no secret)
             return
         rows = request.rows
@@ -73,7 +73,7 @@ class ServingLog:
                 self._dropped += rows
                 return
             self._held += rows
-            self._queue.append(Served(request, vectors, now))
+            self._queue.append(Served(request, found, now, vectors if request.plan.on_demand else None))
         if self._thread is None or not self._thread.is_alive():  # a forked process has to start its own
             self._start()
 
@@ -126,8 +126,8 @@ class ServingLog:
             self._keep(group)
 
     def _keep(self, group: list[Served]) -> None:
-        selection = group[0].request.plan.selection
-        header = header_of(selection, self._sample)
+        plan = group[0].request.plan
+        header = header_of(plan.selection, self._sample)
         _, batches = self._pending.setdefault((header.service, header.fingerprint), (header, []))
         first = 0
         while first < len(group):
@@ -135,18 +135,18 @@ class ServingLog:
             while last < len(group) and last - first < _PIECE and rows < _PIECE_ROWS:
                 rows += group[last].request.rows
                 last += 1
-            batches += self._columns(selection, group[first:last])
+            batches += self._columns(plan, group[first:last])
             first = last
             time.sleep(_YIELD_SECONDS)
 
-    def _columns(self, selection: Selection, piece: list[Served]) -> list[pa.Table]:
+    def _columns(self, plan: LookupPlan, piece: list[Served]) -> list[pa.Table]:
         try:
-            return [batch_of(selection, piece)]
+            return [batch_of(plan, piece)]
         except OnlineStoreError:  # one of them nobody could read
             if len(piece) == 1:
                 self._lose(piece[0].request.rows)
                 return []
-            return [batch for each in piece for batch in self._columns(selection, [each])]
+            return [batch for each in piece for batch in self._columns(plan, [each])]
 
     def _lose(self, rows: int) -> None:
         with self._lock:

@@ -161,7 +161,7 @@ class OnlineFeatures:
         write = _json_answer if request.answer_type == JSON else _arrow_answer
         content = await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
         if self._store.serving_log is not None:
-            self._store.serving_log.offer(lookup, made, now)
+            self._store.serving_log.offer(lookup, found, made, now)
         return content
 
     def _check(self, asked: _Asked) -> None:
