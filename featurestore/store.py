@@ -32,6 +32,7 @@ from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.parity.findings import Parity
+from featurestore.parity.logged import LogProgress, LogVerification
 from featurestore.parity.verification import Verification, VerifyProgress, chosen_versions
 from featurestore.push import Pushing, Receipt
 from featurestore.registry.plan import Plan, make_plan
@@ -427,6 +428,30 @@ class FeatureStore:
         return Verification(self.settings, self.registry, self.online, self.clock, self._pushing).verify(
             chosen, keys=keys, progress=progress
         )
+
+    def verify_log(
+        self,
+        service: str | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        progress: LogProgress = lambda _service, _rows: None,
+    ) -> Parity:
+        """Compare what was served, as the serving log has it, with what training sees at the times of the requests, bit for bit.
+
+        Compared are the logged requests of a service, by default of all, in `(start, end]`; each view with the version that served,
+        and why where they differ. What this store serves and has not written yet is written first.
+
+        Raises:
+            NotFoundError: the log has nothing of the service.
+            OfflineStoreError: the log or a table cannot be read.
+
+        """
+        if self.serving_log is not None:
+            self.serving_log.flush()
+        interval = _instant(start, "start"), _instant(end, "end")
+        comparison = LogVerification(self.settings, self.registry, self.functions, self._pushing, progress)
+        return comparison.verify(service, *interval, now=self.clock())
 
     def applied(self) -> Applied:
         """Return the specs applied last, by (kind, name), and every version of every view."""

@@ -24,6 +24,11 @@ Views = Annotated[list[str] | None, typer.Argument(metavar="VIEWS", help="Featur
 Service = Annotated[str | None, typer.Option(metavar="NAME", help="The views that this feature service asks for.")]
 Keys = Annotated[int, typer.Option(min=1, metavar="N", help="How many keys of each view, the same ones each time.")]
 All = Annotated[bool, typer.Option("--all", metavar="", help="Every key that the table or the online store has.")]
+FromLog = Annotated[
+    bool, typer.Option("--from-log", metavar="", help="Compare what the serving log has, at the times of the requests.")
+]
+Start = Annotated[str | None, typer.Option(metavar="TIME", help="With --from-log, requests after this time.")]
+End = Annotated[str | None, typer.Option(metavar="TIME", help="With --from-log, requests until this time.")]
 Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a report to this file, which needs nothing else.")]
 Threshold = Annotated[int, typer.Option(min=0, metavar="N", help="How many keys may differ before the exit code is 1.")]
 
@@ -34,21 +39,33 @@ def verify(
     service: Service = None,
     keys: Keys = 1000,
     every: All = False,
+    from_log: FromLog = False,
+    start: Start = None,
+    end: End = None,
     html: Html = None,
     threshold: Threshold = 0,
 ) -> None:
     """Compare what is served with what training sees, bit for bit, and say why where they differ.
 
-    Each view is compared at the watermark of its last completed load. The exit code is 1 if more keys differ than the threshold.
+    Each view is compared at the watermark of its last completed load; with --from-log, each logged request at its time. The exit
+    code is 1 if more keys, or logged rows, differ than the threshold.
 
     Example: featurestore verify --all --html parity.html
     """
+    if views and from_log:
+        raise InputError("the log is of feature services: name one with --service", name="views")
+    if (start or end) and not from_log:
+        raise InputError("--start and --end are of requests, which only --from-log has", name="start" if start else "end")
     with call.store() as store, row_bars("comparing") as bars:
-        found = store.verify(
-            views or None,
-            service=service,
-            keys=None if every else keys,
-            progress=lambda view, done: bars.count(view, "keys", done, None),
+        found = (
+            store.verify_log(service, start, end, progress=lambda name, done: bars.count(name, "rows", done, None))
+            if from_log
+            else store.verify(
+                views or None,
+                service=service,
+                keys=None if every else keys,
+                progress=lambda view, done: bars.count(view, "keys", done, None),
+            )
         )
     if html is not None:
         _write(html, found)
@@ -68,7 +85,7 @@ def _write(path: Path, found: Parity) -> None:
 
 
 def _parts(found: Parity, html: Path | None) -> Iterator[RenderableType]:
-    headers = ["view", "version", "at", "keys", "equal", "different", "missing online", "extra online", "causes"]
+    headers = ["view", "version", "at", f"{found.what}s", "equal", "different", "missing online", "extra online", "causes"]
     yield from fitted(headers, [_row(each) for each in found.views])
     for view in found.views:
         yield from _features(view)
@@ -76,9 +93,11 @@ def _parts(found: Parity, html: Path | None) -> Iterator[RenderableType]:
             yield _example(view, example)
         for note in view.notes:
             yield Text.assemble(("note: ", "bold yellow"), f"{view.view}: {note}")
-    verdict = "serving and training agree" if found.is_equal else f"{counted(found.differences, 'key')} of them differ"
+    verdict = "serving and training agree" if found.is_equal else f"{counted(found.differences, found.what)} of them differ"
     colour = "bold green" if found.is_equal else "bold red"
-    yield Text.assemble("\n", (f"{counted(found.compared, 'key')}, {counted(found.values, 'value')} compared: {verdict}", colour))
+    yield Text.assemble(
+        "\n", (f"{counted(found.compared, found.what)}, {counted(found.values, 'value')} compared: {verdict}", colour)
+    )
     if html is not None:
         yield Text(f"report: {html}")
 
@@ -88,7 +107,8 @@ def _row(view: ViewParity) -> list[Any]:
         return [view.view, view.version, *[NOTHING] * 6, Text(view.skipped, "dim")]
     causes = ", ".join(f"{cause.value} {count:,}" for cause, count in sorted(view.causes.items())) or NOTHING
     counts = [view.compared, view.equal, view.different, view.missing_online, view.extra_online]
-    return [view.view, view.version, time_text(view.watermark), *counts, causes]
+    at = NOTHING if view.watermark is None else time_text(view.watermark)
+    return [view.view, view.version or NOTHING, at, *counts, causes]
 
 
 def _features(view: ViewParity) -> Iterator[RenderableType]:

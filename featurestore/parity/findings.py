@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from featurestore.clock import instant_text
 
@@ -154,12 +154,13 @@ class ViewParity:
 class Parity:
     """What a verification found over all views that were asked for, at the instant `verified_at`.
 
-    `keys` is the size of the sample of each view, none for all keys.
+    `keys` is the size of the sample of each view, none for all keys. `what` was compared: keys, or rows of the serving log.
     """
 
     verified_at: int
     keys: int | None
     views: tuple[ViewParity, ...]
+    what: Literal["key", "logged row"] = "key"
 
     @property
     def compared(self) -> int:
@@ -186,6 +187,7 @@ class Parity:
         return {
             "verified_at": instant_text(self.verified_at),
             "keys": self.keys,
+            "what": self.what,
             "compared": self.compared,
             "values": self.values,
             "differences": self.differences,

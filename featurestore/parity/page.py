@@ -45,9 +45,11 @@ def _page(found: Parity) -> Iterator[str]:
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<title>Parity, {_text(instant_text(found.verified_at))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>"
     yield "<h1>Parity of serving and training</h1>"
-    sample = "all keys" if found.keys is None else f"up to {found.keys:,} keys of each view, by key hash"
+    sample = f"all {found.what}s" if found.keys is None else f"up to {found.keys:,} keys of each view, by key hash"
     yield f'<p class="dim">Verified at {_text(instant_text(found.verified_at))}: {sample}, {found.values:,} values</p>'
-    verdict = "Serving and training agree" if found.is_equal else f"{found.differences:,} of {found.compared:,} keys differ"
+    verdict = (
+        "Serving and training agree" if found.is_equal else f"{found.differences:,} of {found.compared:,} {found.what}s differ"
+    )
     yield f'<p class="verdict {"good" if found.is_equal else "bad"}">{verdict}</p>'
     yield _legend()
     yield from _table(["view", "version", "at", *_OUTCOMES, ""], [_view_row(each) for each in found.views])
@@ -59,7 +61,7 @@ def _page(found: Parity) -> Iterator[str]:
             [_text(cause.value), _number(count), _plot([count], most, ["#d6453d"], cause.value)]
             for cause, count in causes.most_common()
         ]
-        yield from _table(["cause", "keys", ""], rows)
+        yield from _table(["cause", f"{found.what}s", ""], rows)
     for view in found.views:
         if view.skipped is None:
             yield from _view(view)
@@ -67,11 +69,12 @@ def _page(found: Parity) -> Iterator[str]:
 
 
 def _view_row(view: ViewParity) -> list[str]:
-    name = [_text(view.view), str(view.version)]
+    name = [_text(view.view), str(view.version or "")]
     if view.skipped is not None:
         return [*name, f'<span class="dim">{_text(view.skipped)}</span>', "", "", "", "", ""]
     counts = [view.equal, view.different, view.missing_online, view.extra_online]
-    return [*name, _text(instant_text(view.watermark)), *map(_number, counts), _plot(counts, sum(counts), _COLOURS, view.view)]
+    at = "" if view.watermark is None else _text(instant_text(view.watermark))
+    return [*name, at, *map(_number, counts), _plot(counts, sum(counts), _COLOURS, view.view)]
 
 
 def _view(view: ViewParity) -> Iterator[str]:
