@@ -24,7 +24,8 @@ from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 
 REPO = Path(__file__).parent / "definitions"
-SERVICE = "departure_delay_v1"
+SERVICE = "departure_delay_v2"
+LOCK = REPO / "model" / "features.lock"
 TRAINING_ROWS = 50_000
 
 console = Console(highlight=False, width=max(Console().width, 130))
@@ -115,14 +116,19 @@ def server() -> Iterator[str]:
 
 def look_up(url: str) -> None:
     """Ask for the feature vectors of five flights, as a model would before they leave."""
-    flights = {
+    flights: dict[str, list[Any]] = {
         "tail_number": ["N14228", "N24211", "N619AA", "N804JB", "N668DN"],
         "origin": ["EWR", "LGA", "JFK", "JFK", "LGA"],
         "destination": ["IAH", "IAH", "MIA", "BQN", "ATL"],
         "carrier": ["UA", "UA", "AA", "B6", "DL"],
+        # What no view knows, for the features that are computed when they are asked for.
+        "distance": [1400, 1416, 1089, 1576, 762],
+        "planned_minutes": [255, 247, 200, 238, 156],
+        "scheduled_at": ["2013-12-31T01:15:00Z"] * 5,
     }
-    with step("4. Look up five flights: POST /v1/online-features") as found:
-        answer = post(f"{url}/v1/online-features", {"feature_service": SERVICE, "entities": flights})["features"]
+    with step("4. Look up five flights, as the model's lock says it: POST /v1/online-features") as found:
+        lock = {"Feature-Service-Fingerprint": json.loads(LOCK.read_text("utf-8"))["fingerprint"]}
+        answer = post(f"{url}/v1/online-features", {"feature_service": SERVICE, "entities": flights}, lock)["features"]
         table = Table(Column("feature", no_wrap=True), *flights["tail_number"], box=None, pad_edge=False)
         for name, values in answer.items():
             table.add_row(name, *("" if value is None else str(value) for value in values))
@@ -134,12 +140,14 @@ def train(store: FeatureStore) -> pa.Table:
     """Build a point-in-time training set: what was known of each flight when it was scheduled to leave."""
     spine = f"""
         SELECT flight_id, tail_number, origin, destination, carrier, scheduled_at AS event_timestamp,
+               scheduled_at, CAST(distance AS DOUBLE) AS distance,
+               date_diff('minute', scheduled_at, arrived_at) - CAST(arrival_delay AS DOUBLE) AS planned_minutes,
                arrived_at, arrival_delay AS label
         FROM '{REPO}/data/flights.parquet'
         WHERE flight_id % 6 = 0 AND scheduled_at < TIMESTAMPTZ '2013-12-30 00:00:00+00'
         ORDER BY flight_id LIMIT {TRAINING_ROWS}"""
     with step(f"5. A training set for {TRAINING_ROWS:,} flights, each as of its scheduled departure") as found:
-        training = store.get_historical_features(spine, SERVICE).to_arrow()
+        training = store.get_historical_features(spine, SERVICE, lock=LOCK).to_arrow()
         landings = training["last_landing__arrival_delay"]
         found += [f"{len(training):,} rows x {training.num_columns} columns", f"{landings.null_count:,} without a landing so far"]
     if len(training) != TRAINING_ROWS:
@@ -151,9 +159,9 @@ def train_over_http(url: str, training: pa.Table) -> bool:
     """Ask for the first rows of the training set over HTTP; they are the same."""
     with step("6. The first 5 of them over HTTP: POST /v1/historical-features") as found:
         first = training.slice(0, 5)
-        keys = ["tail_number", "origin", "destination", "carrier"]
+        keys = ["tail_number", "origin", "destination", "carrier", "distance", "planned_minutes"]
         entities = {name: first[name].to_pylist() for name in keys}
-        entities["event_timestamp"] = [time.isoformat() for time in first["event_timestamp"].to_pylist()]
+        entities |= {name: [time.isoformat() for time in first[name].to_pylist()] for name in ("event_timestamp", "scheduled_at")}
         answer = post(f"{url}/v1/historical-features", {"feature_service": SERVICE, "entities": entities})["features"]
         names = [name for name in training.column_names if "__" in name]
         is_same = all(answer[name] == first[name].to_pylist() for name in names)
@@ -177,9 +185,10 @@ def verify(store: FeatureStore) -> int | None:
     return parity.values if parity.is_equal and parity.compared else None
 
 
-def post(url: str, body: dict[str, Any]) -> Any:
+def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:
     """Send JSON and return the JSON that comes back."""
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # noqa: S310 (our own loopback address)
+    given = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(url, json.dumps(body).encode(), given)  # noqa: S310 (our own loopback address)
     with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
         return json.load(response)
 

@@ -2,6 +2,7 @@
 
 from featurestore import FeatureService
 
+from .on_demand import flight_schedule, weather_by_distance
 from .views import (
     aircraft_delays,
     aircraft_facts,
@@ -29,4 +30,13 @@ departure_delay_v1 = FeatureService(
         route_delays,
     ],
     description="Will this flight leave late? Asked at its scheduled departure",
+)
+
+# The next model takes more: what is computed when it is asked for. Requests have the flight's distance and schedule beside its keys.
+# `model/features.lock` is what it was trained on (`featurestore lock departure_delay_v2 -o model/features.lock`): a lookup that
+# names it is refused when the definitions have changed since.
+departure_delay_v2 = FeatureService(
+    "departure_delay_v2",
+    features=[*departure_delay_v1.features, weather_by_distance, flight_schedule],
+    description="Will this flight leave late? With the weather by distance and the schedule",
 )

@@ -103,16 +103,19 @@ def arrow_of(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 def plain_of(type_: ValueType) -> Callable[[list[Any]], list[Any] | None]:
     """Return what makes a plain list of Python values of the type's very kind; of other values it makes none."""
     kinds = frozenset({_KINDS.get(type_.name), type(None)})
-    convert = {"Date": _days, "Timestamp": to_micros}.get(type_.name)
-    low, high = (-(2**31), 2**31) if type_.name == "Int32" else (-(2**63), 2**63)
-    is_integer = type_.name in ("Int32", "Int64")
+    converters: dict[str, Callable[[Any], Any]] = {"Date": _days, "Timestamp": to_micros, "Float32": float, "Float64": float}
+    convert = converters.get(type_.name)
+    bound = {"Int32": 2**31, "Int64": 2**63, "Float32": 2**24 + 1, "Float64": 2**53 + 1}.get(type_.name)
 
     def plain(values: list[Any]) -> list[Any] | None:
-        if not kinds.issuperset(map(type, values)):
+        is_whole = bound is not None and int in map(type, values)  # integers, which must be exact in the type
+        if is_whole and not all(-bound <= value < bound for value in values if type(value) is int):  # type: ignore[operator]
             return None
-        if is_integer and not all(value is None or low <= value < high for value in values):
+        if not (kinds | {int} if is_whole else kinds).issuperset(map(type, values)):
             return None
-        return values if convert is None else [None if value is None else convert(value) for value in values]
+        if convert is None or (convert is float and not is_whole):
+            return values
+        return [None if value is None else convert(value) for value in values]
 
     return plain
 

@@ -8,6 +8,7 @@ A constructor checks what it can see by itself; what needs the other definitions
 from __future__ import annotations
 
 import datetime as dt
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -449,13 +450,22 @@ def on_demand_feature_view(
     owner: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
-    """Make an on-demand feature view of the function below it, which gives it its name."""
+    """Make an on-demand feature view of the function below it, which gives it its name, and its docstring's first line if it has one.
+
+    `inputs`, `fields` and `mode` are those of `OnDemandFeatureView`.
+    """
 
     def made(function: Callable[[Any], Any]) -> OnDemandFeatureView:
         return OnDemandFeatureView(
-            name or function.__name__, inputs=inputs, fields=fields, function=function, mode=mode, description=description,
-            owner=owner, tags=tags or {},
-        )  # fmt: skip
+            name or function.__name__,
+            inputs=inputs,
+            fields=fields,
+            function=function,
+            mode=mode,
+            description=description or (inspect.getdoc(function) or "").partition("\n")[0],
+            owner=owner,
+            tags=tags or {},
+        )
 
     return made
 

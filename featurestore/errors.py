@@ -318,6 +318,9 @@ def restored(code: str, message: str, members: Mapping[str, Any]) -> FeatureStor
 _UNTOLD: dict[type[FeatureStoreError], dict[str, Any]] = {
     DefinitionError: {"faults": ()},
     NotFoundError: {"kind": "name"},
+    OnDemandError: {"feature": None, "row": None},
+    CodeError: {"feature": None, "row": None},
+    LockError: {"differences": ()},
     OnlineStoreError: {"is_retryable": False},
     RunsFailedError: {"failures": {}, "reports": ()},
     ServiceError: {"status": None, "problem": None},

@@ -4,9 +4,10 @@ The registry holds no code: of each function it has the file, its name in it, an
 
     hash    SHA-256, its first 32 hexadecimal digits, of the canonical JSON of [path, text] of every repo file that the function
             reaches: its own, the files that this one imports relatively, what those import, and the `__init__.py` of their folders,
-            by path. The text is without comments and blank lines, so a change of those is none. What the function's own file
-            imports for nothing but the arguments of `on_demand_feature_view` (the views that are inputs) is not reached.
-            Installed packages and files of other kinds are not part of it.
+            by path. The text is without comments and blank lines, so a change of those is none. Of the function's own file
+            these are left out as well: arguments of `on_demand_feature_view` and docstrings below it, which describe, and definitions and
+            names imported by `from` that no code of the file uses: they are inputs, or for others. Installed packages and files
+            of other kinds are not part of it.
     copy    `code/<name>/` in the state folder: the Python files of the definitions folder, as `apply` found them. The name is
             SHA-256, its first 32 hexadecimal digits, of the canonical JSON of [path, SHA-256 of the bytes] of each, by path.
 
@@ -24,11 +25,12 @@ import threading
 import time
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from featurestore.definitions import OnDemandFeatureView
+from featurestore.definitions import KINDS, OnDemandFeatureView
 from featurestore.errors import CodeError, ConflictError
 from featurestore.fields import Code
 from featurestore.loading import Loading, module_files
@@ -38,6 +40,7 @@ from featurestore.specs import canonical_json
 __all__ = ["Functions", "code_faults", "code_hash", "copy_name", "keep_copy", "reference", "remove_copies"]
 
 _DECORATOR = "on_demand_feature_view"
+_DEFINITIONS = ({kind.__name__ for kind in KINDS} | {"RequestSource", "alias"}) - {"OnDemandFeatureView"}
 _RETRY_SECONDS = 1.0
 
 Function = Callable[[Any], Any]
@@ -65,7 +68,10 @@ def _named(module: ModuleType, name: str) -> Any:
 
 def code_hash(root: Path, file: str) -> str:
     """Return the hash of the code that functions of a file reach."""
-    texts = [[str(each.relative_to(root)), _without_comments(each.read_bytes())] for each in _reached(root, file)]
+    texts = [
+        [str(each.relative_to(root)), _text(each.read_bytes(), _unused(each) if each == root / file else ())]
+        for each in _reached(root, file)
+    ]
     return hashlib.sha256(canonical_json(sorted(texts)).encode()).hexdigest()[:32]
 
 
@@ -85,21 +91,29 @@ def code_faults(root: Path, file: str) -> list[str]:
 def _reached(root: Path, file: str) -> set[Path]:
     files = module_files(root)
     names = {path: name for name, path in files.items()}
-    start = root / file
     reached: set[Path] = set()
-    frontier = [start]
+    frontier = [root / file]
     while frontier:
         path = frontier.pop()
         if path in reached:
             continue
+        unused = _unused(path) if not reached else ()
         reached.add(path)
         module = names[path]
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        tree = ast.parse(path.read_bytes(), str(path))
-        used = _used(tree) if path == start else None
-        targets = {*_imported(tree, package, used), *_parents(package)}
+        imports = [node for node in ast.walk(_parsed(path)) if isinstance(node, ast.ImportFrom) and node.level]
+        used = [node for node in imports if _lines(node) not in unused]
+        targets = {*_parents(package), *(target for node in used for target in _imported(node, package))}
         frontier += [files[target] for target in targets if target in files]
     return reached
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes(), str(path))
+
+
+def _lines(node: ast.stmt | ast.expr) -> tuple[int, int]:
+    return node.lineno, node.end_lineno or node.lineno
 
 
 def _parents(package: str) -> Iterator[str]:
@@ -109,39 +123,75 @@ def _parents(package: str) -> Iterator[str]:
     yield ""
 
 
-def _imported(tree: ast.Module, package: str, used: set[str] | None) -> Iterator[str]:
-    """Give the names of modules that relative imports may mean; only those for names that are used, where these are given."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        names = [alias.name for alias in node.names if used is None or alias.name == "*" or (alias.asname or alias.name) in used]
-        if names:
-            parents = package.split(".") if package else []
-            target = ".".join([*parents[: len(parents) + 1 - node.level], *filter(None, [node.module])])
-            yield from _parents(target)
-            yield from (f"{target}.{name}".lstrip(".") for name in names)
+def _imported(node: ast.ImportFrom, package: str) -> Iterator[str]:
+    """Give the names of modules that a relative import may mean."""
+    parents = package.split(".") if package else []
+    target = ".".join([*parents[: len(parents) + 1 - node.level], *filter(None, [node.module])])
+    yield from _parents(target)
+    yield from (f"{target}.{alias.name}".lstrip(".") for alias in node.names)
 
 
-def _used(tree: ast.AST) -> set[str]:
-    """Return the names that a file uses other than in arguments of the decorator, which say inputs and are no code."""
-    if isinstance(tree, ast.Call) and ast.unparse(tree.func).rpartition(".")[2] == _DECORATOR:
-        return set()
-    found = {tree.id} if isinstance(tree, ast.Name) else set()
-    return found.union(*(_used(node) for node in ast.iter_child_nodes(tree)))
+def _unused(path: Path) -> set[tuple[int, int]]:
+    """Return the lines of a file that its functions do not depend on: definitions and names that no code of it uses."""
+    statements = _parsed(path).body
+    left = [each for each in statements if _is_definition(each) or _is_import_of_names(each)]
+    used = set().union(*(_used(each) for each in statements if each not in left))
+    while found := [each for each in left if used & _bound(each)]:
+        left = [each for each in left if each not in found]
+        used |= set().union(*(_used(each) for each in found))
+    nodes: list[ast.stmt | ast.expr] = [*left, *(part for each in statements for part in _described(each))]
+    starts = [line for each in statements for line in {each.lineno, each.end_lineno}]  # a line may hold several
+    return {_lines(node) for node in nodes if all(starts.count(line) < 2 for line in _lines(node))}  # noqa: PLR2004
 
 
-def _without_comments(source: bytes) -> str:
+def _is_definition(node: ast.stmt) -> bool:
+    if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Call):
+        return False
+    name = ast.unparse(node.value.func).rpartition(".")[2]
+    return name in _DEFINITIONS and all(isinstance(target, ast.Name) for target in node.targets)
+
+
+def _is_import_of_names(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ImportFrom) and node.module != "__future__" and all(each.name != "*" for each in node.names)
+
+
+def _decorators(node: ast.stmt) -> list[ast.expr]:
+    given = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return [each for each in given if isinstance(each, ast.Call) and ast.unparse(each.func).rpartition(".")[2] == _DECORATOR]
+
+
+def _described(node: ast.stmt) -> list[ast.stmt | ast.expr]:
+    """Return what the registry holds of an on-demand view beside its code: the decorator's arguments and the docstring."""
+    calls = _decorators(node)
+    has_docstring = isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None and len(node.body) > 1
+    return [*calls, *(node.body[:1] if calls and has_docstring else [])]  # type: ignore[attr-defined]
+
+
+def _bound(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.ImportFrom):
+        return {each.asname or each.name for each in node.names}
+    return {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+
+
+def _used(node: ast.AST) -> set[str]:
+    """Return the names that a statement uses other than in arguments of the decorator, which say inputs and are no code."""
+    skipped = _decorators(node) if isinstance(node, ast.stmt) else []
+    found = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) else set()
+    return found.union(*(_used(each) for each in ast.iter_child_nodes(node) if each not in skipped))
+
+
+def _text(source: bytes, unused: Iterable[tuple[int, int]]) -> str:
+    """Return a source without comments, blank lines and lines that are not used."""
     text = io.TextIOWrapper(io.BytesIO(source), encoding=tokenize.detect_encoding(io.BytesIO(source).readline)[0]).read()
     lines: list[str | None] = list(text.splitlines(keepends=True))
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            row, column = token.start
-            if token.type == tokenize.COMMENT:
-                lines[row - 1] = token.line[:column].rstrip() + "\n" if token.line[:column].strip() else None
-            elif token.type == tokenize.NL and not token.line.strip():
-                lines[row - 1] = None
-    except (tokenize.TokenError, SyntaxError):
-        return text
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        row, column = token.start
+        if token.type == tokenize.COMMENT:
+            lines[row - 1] = token.line[:column].rstrip() + "\n" if token.line[:column].strip() else None
+        elif token.type == tokenize.NL and not token.line.strip():
+            lines[row - 1] = None
+    for first, last in unused:
+        lines[first - 1 : last] = [None] * (last - first + 1)
     return "".join(line for line in lines if line is not None)
 
 
@@ -167,6 +217,7 @@ def keep_copy(root: Path, state: Path, name: str) -> None:
     """
     target = _copies(state) / name
     if target.is_dir():
+        os.utime(target)
         return
     contents = {str(file.relative_to(root)): file.read_bytes() for file in module_files(root).values()}
     if _copy_name(contents) != name:
@@ -183,13 +234,13 @@ def keep_copy(root: Path, state: Path, name: str) -> None:
         shutil.rmtree(partial)
 
 
-def remove_copies(state: Path, needed: Iterable[str]) -> list[str]:
-    """Remove the copies that are not needed; returns their names."""
+def remove_copies(state: Path, needed: Iterable[str], *, kept_seconds: float) -> None:
+    """Remove the copies that are not needed, and were not for so many seconds: an apply under way may be about to need one."""
     kept = set(needed)
-    found = [each for each in _copies(state).glob("*") if each.name not in kept and not each.name.startswith(".")]
-    for each in found:
-        shutil.rmtree(each, ignore_errors=True)
-    return sorted(each.name for each in found)
+    for each in _copies(state).glob("*"):
+        with suppress(OSError):
+            if each.name not in kept and each.stat().st_mtime <= time.time() - kept_seconds:
+                shutil.rmtree(each)
 
 
 def _copies(state: Path) -> Path:
@@ -240,7 +291,7 @@ class Functions:
                 loading = Loading(folder)
                 module = loading.run_one(code.file)
                 function = _named(module, code.function)
-                if not callable(function):
+                if loading.faults or not callable(function):
                     why = f": {loading.faults[0]}" if loading.faults else ""
                     raise CodeError(f"the code of on-demand view {view!r} in {folder / code.file} cannot be loaded{why}", name=view)
                 loaded: Function = function

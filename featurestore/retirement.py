@@ -12,14 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from featurestore.errors import OfflineStoreError, RunInProgressError
+from featurestore.functions import remove_copies
 from featurestore.materialize import offline_table
-from featurestore.offline.manifests import pinned
+from featurestore.offline.manifests import pinned, pinned_copies
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Version
 from featurestore.settings import Settings
 
-__all__ = ["KEPT_MICROS", "KEYS_PER_RUN", "Removal", "remove_retired"]
+__all__ = ["KEPT_MICROS", "KEYS_PER_RUN", "Removal", "remove_code", "remove_retired"]
 
 KEPT_MICROS = 3_600_000_000
 KEYS_PER_RUN = 200_000
@@ -34,6 +35,12 @@ class Removal:
     version: int
     online_rows: int
     is_complete: bool
+
+
+def remove_code(settings: Settings, registry: Registry, *, kept_seconds: float) -> None:
+    """Remove the copies of code that no on-demand view needs, now or after a rollback, nor the manifest of a training set."""
+    needed = registry.needed_copies() | pinned_copies(settings.offline_folder)
+    remove_copies(settings.state, needed, kept_seconds=kept_seconds)
 
 
 def remove_retired(

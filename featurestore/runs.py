@@ -12,7 +12,7 @@ from featurestore.materialize import Materialization, Progress, Report
 from featurestore.online.store import OnlineStore
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Version
-from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, remove_retired
+from featurestore.retirement import KEPT_MICROS, KEYS_PER_RUN, remove_code, remove_retired
 from featurestore.settings import Settings
 
 __all__ = ["ViewRuns", "fed_versions"]
@@ -49,6 +49,7 @@ class ViewRuns:
         reports = self._each(chosen, lambda version: runs.run(version, start, end, progress, now), on_report)
         with suppress(FeatureStoreError):  # what is left is for the next run
             list(remove_retired(self.settings, self.registry, self.online, before=now - KEPT_MICROS, keys=KEYS_PER_RUN))
+            remove_code(self.settings, self.registry, kept_seconds=KEPT_MICROS / 1e6)
         return reports
 
     def sync(

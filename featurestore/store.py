@@ -20,6 +20,7 @@ from featurestore.definitions import FeatureService
 from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import InputError
 from featurestore.functions import Functions, keep_copy
+from featurestore.lock import GivenLock, Lock, check_lock, lock_of, read_lock, write_lock
 from featurestore.materialize import Progress, Report, offline_table
 from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
@@ -40,7 +41,7 @@ from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
 from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Version
 from featurestore.repo import load_repo
-from featurestore.retirement import KEPT_MICROS, Removal, remove_retired
+from featurestore.retirement import KEPT_MICROS, Removal, remove_code, remove_retired
 from featurestore.runs import ViewRuns
 from featurestore.serving_log.matching import LoggedTrainingSet, ServedLog
 from featurestore.serving_log.writer import ServingLog
@@ -67,6 +68,7 @@ class _Serving:
     read_at: float
     applied: Applied
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
+    locked: set[tuple[str | tuple[str, ...], GivenLock]] = field(default_factory=set)
 
 
 class FeatureStore:
@@ -143,6 +145,8 @@ class FeatureStore:
 
     def rollback(self, view: str) -> Rollback:
         """Let the version of a view that served before serve again, with all that took over together with the present one (T11).
+
+        The view may be an on-demand view.
 
         The present version is kept, and a second rollback returns to it. So does the next `apply` of definitions that still say so.
 
@@ -277,7 +281,9 @@ class FeatureStore:
 
         With `now`, lookups and training reads that began before the last takeover fail if they still use what is removed.
         """
-        before = self.clock() - (0 if now else KEPT_MICROS)
+        kept = 0 if now else KEPT_MICROS
+        before = self.clock() - kept
+        remove_code(self.settings, self.registry, kept_seconds=kept / 1e6)
         return list(remove_retired(self.settings, self.registry, self.online, before=before))
 
     # Training
@@ -290,26 +296,34 @@ class FeatureStore:
         timestamp_column: str = "event_timestamp",
         incomplete: Incomplete = "error",
         as_of_manifest: str | Path | Mapping[str, Any] | None = None,
+        lock: GivenLock | None = None,
     ) -> TrainingSet:
         """Return the features of each spine row as of its timestamp; nothing is computed until the result is read.
 
         `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete`
         says what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
         `as_of_manifest` makes a training set again as it was when `to_parquet` wrote it: its manifest, or the path to either.
+        `lock` is the path of a lock, or a fingerprint, that the features have to have.
 
         Raises:
             NotFoundError: no such service, view or feature.
             SpineError: the spine lacks a key or timestamp column, or one has a wrong type.
             IncompleteError: rows lie beyond what is materialized.
             InputError: there is no manifest, or it is of another spine or other features.
+            LockError: the features are not what the lock was made of.
+            OnDemandError: an on-demand function fails, when the result is read, or its code cannot be loaded (CodeError).
 
         """
         made = TrainingSets(self.settings, self.registry, self.functions, self._pushing)
         wanted, now = _wanted(features), self.clock()
         asked = wanted if isinstance(wanted, str) else tuple(wanted)
         if as_of_manifest is not None:
-            return made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
-        return made.make(spine, asked, timestamp_column, incomplete, now=now)
+            training = made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
+        else:
+            training = made.make(spine, asked, timestamp_column, incomplete, now=now)
+        if lock is not None:
+            check_lock(training.selection, read_lock(lock), self.registry.find_selection)
+        return training
 
     def training_set_from_log(
         self,
@@ -348,27 +362,36 @@ class FeatureStore:
 
     # Serving
 
-    def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
+    def get_online_features(
+        self, entities: Mapping[str, Sequence[Any]], features: Features, *, lock: GivenLock | None = None
+    ) -> FeatureVectors:
         """Return the feature vectors of some entities: `{"tail_number": ["N14228", …], …}`, one value for each row.
+
+        Columns that on-demand views take of the request stand beside the keys; these views are evaluated when the result is read.
+        `lock` is the path of a lock, or a fingerprint, that the features have to have.
 
         Raises:
             NotFoundError: no such service, view or feature.
-            InputError: a key is missing, unknown, of another length or of a wrong type.
+            InputError: a key or a request column is missing, unknown, of another length or of a wrong type.
+            LockError: the features are not what the lock was made of.
             OnlineStoreError: the online store does not answer.
+            OnDemandError: an on-demand function fails, when the result is read, or its code cannot be loaded (CodeError).
 
         """
-        plan = self._lookup_plan(features)
+        plan = self._lookup_plan(features, lock)
         request = plan.request(entities)
         return self._answer(request, self.online.fetch(request.names))
 
-    async def get_online_features_async(self, entities: Mapping[str, Sequence[Any]], features: Features) -> FeatureVectors:
+    async def get_online_features_async(
+        self, entities: Mapping[str, Sequence[Any]], features: Features, *, lock: GivenLock | None = None
+    ) -> FeatureVectors:
         """Return the same as `get_online_features`: all tasks of an event loop share one connection to each server.
 
         Close the store with `await store.aclose()` then, or use it with `async with`.
         """
         if self._is_stale():
             await asyncio.to_thread(self._serving_now)
-        plan = self._lookup_plan(features)
+        plan = self._lookup_plan(features, lock)
         request = plan.request(entities)
         return self._answer(request, await self.online.fetch_async(request.names))
 
@@ -379,10 +402,20 @@ class FeatureStore:
             self.serving_log.offer(request, found, vectors, now)
         return vectors
 
-    def _lookup_plan(self, features: Features) -> LookupPlan:
-        """Return what a service or a list of features asks for, compiled once for what names mean now."""
+    def lock(self, features: Features, path: str | Path) -> Lock:
+        """Write what a service or a list of features is made of to a lock file, which lookups may name; returns it."""
+        made = lock_of(self.selection(features))
+        write_lock(made, Path(path))
+        return made
+
+    def _lookup_plan(self, features: Features, lock: GivenLock | None = None) -> LookupPlan:
+        """Return what a service or a list of features asks for, compiled and held against a lock once for what names mean now."""
         wanted = _wanted(features)
-        plans, name = self._serving_now().plans, wanted if isinstance(wanted, str) else tuple(wanted)
+        serving, name = self._serving_now(), wanted if isinstance(wanted, str) else tuple(wanted)
+        if lock is not None and (name, lock) not in serving.locked:
+            check_lock(self._lookup_plan(features).selection, read_lock(lock), self.registry.find_selection)
+            serving.locked.add((name, lock))
+        plans = serving.plans
         plan = plans.get(name)
         if plan is None:
             if len(plans) >= _PLANS:

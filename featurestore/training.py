@@ -87,8 +87,7 @@ class TrainingSets:
             if version is None or version.state in ("removing", "removed"):
                 raise InputError(f"the manifest needs a version of view {each.view!r} that has been removed", name=each.view)
             lookups[each.name] = Lookup(each.name, version, each.key_columns, each.features)
-        name = manifest.features if isinstance(manifest.features, str) else "features"
-        return selection_of(name, manifest.columns, lookups, manifest.on_demand)
+        return selection_of(manifest.features, manifest.columns, lookups, manifest.on_demand)
 
     def _check_spine(self, spine: Spine, manifest: Manifest) -> None:
         if spine.digest() != manifest.spine:

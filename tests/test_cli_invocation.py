@@ -49,12 +49,12 @@ def test_the_module_runs(tmp_path: Path) -> None:
         (["get-historical", "x", "--spine", "y", "--incomplete", "z"], "--incomplete"),
         (["get-historical", "x", "--spine", "y", "--limit", "0"], "--limit"),
         (["serve", "--port", "http"], "--port"),
-        (["list", "thing"], "no kind 'thing'; known: entities, sources, views, aliases, services"),
+        (["list", "thing"], "no kind 'thing'; known: entities, sources, views, aliases, on-demand-views, services"),
     ],
 )
 def test_wrong_usage_exits_with_2(ask: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str) -> None:
     """A command line that cannot be understood gives one message with the usage, as JSON too, and exit code 2."""
-    monkeypatch.setattr(FeatureStore, "selection", lambda *_: type("Selection", (), {"keys": {}}))
+    monkeypatch.setattr(FeatureStore, "selection", lambda *_: type("Selection", (), {"needed": {}}))
     result, as_json = ask(*arguments), ask(*arguments, "--json")
 
     assert (result.code, result.out) == (2, "")

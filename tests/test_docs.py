@@ -173,7 +173,7 @@ def test_every_command_setting_route_and_error_is_in_the_reference() -> None:
     commands = [name for functions in cli._COMMANDS.values() for name in functions]
     assert re.findall(r"^### featurestore (.+)$", text["cli.md"], re.MULTILINE) == commands
     for path in create_app(FeatureStore(CHECKOUT / "definitions")).openapi()["paths"]:
-        route = re.sub(r"/(entities|sources|feature-views|aliases|feature-services)\b", "/<kind>", path)
+        route = re.sub(r"/(entities|sources|on-demand-feature-views|feature-views|aliases|feature-services)\b", "/<kind>", path)
         route = re.sub("{(.+?)}", r"<\1>", route)
         assert route in text["http.md"], path
     codes = {getattr(errors, name).code for name in errors.__all__ if hasattr(getattr(errors, name), "code")}

@@ -21,6 +21,7 @@ LAYERS = (  # lowest first
     "featurestore.specs",
     "featurestore.settings",
     "featurestore.registry",
+    "featurestore.lock",
     "featurestore.columns",
     "featurestore.on_demand",
     "featurestore.offline",

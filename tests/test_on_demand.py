@@ -569,10 +569,11 @@ def test_t09_fields_are_declared_with_their_types() -> None:
     """The declaration keeps fields as such, and the function can be called as it is."""
     from featurestore import RequestSource, on_demand_feature_view
 
-    @on_demand_feature_view(inputs=[RequestSource("r", {"x": Int64})], fields={"y": Int64}, description="twice")
+    @on_demand_feature_view(inputs=[RequestSource("r", {"x": Int64})], fields={"y": Int64})
     def double(inputs: Any) -> Any:
+        """Twice as much."""
         return {"y": inputs["x"] * 2}
 
-    assert double.name == "double"
+    assert (double.name, double.description) == ("double", "Twice as much.")
     assert double.fields == (Field("y", Int64),)
     assert double({"x": 4}) == {"y": 8}

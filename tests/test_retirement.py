@@ -184,7 +184,7 @@ def test_removal_goes_on_after_a_limit(weather_repo: Repo, monkeypatch: pytest.M
         store.apply()
         store.materialize()
     first, second, third = store.applied().versions
-    monkeypatch.setattr("featurestore.store.KEYS_PER_RUN", 500)
+    monkeypatch.setattr("featurestore.runs.KEYS_PER_RUN", 500)
     weather_repo.now += KEPT_MICROS
     seen = []
     for _ in range(3):

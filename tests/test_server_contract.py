@@ -25,7 +25,12 @@ def test_openapi_is_complete(client: TestClient) -> None:
             assert list(operation["responses"]["500"]["content"]) == [PROBLEM], path
     hot = schema["paths"][ONLINE]["post"]
     assert set(hot["requestBody"]["content"]) == set(hot["responses"]["200"]["content"]) == {JSON, ARROW}
-    assert {parameter["name"] for parameter in hot["parameters"]} == {"feature_service", "features", "metadata"}
+    assert {parameter["name"] for parameter in hot["parameters"]} == {
+        "feature_service",
+        "features",
+        "metadata",
+        contract.LOCK_HEADER,
+    }
     assert {"400", "404", "406", "415", "422", "500", "503"} <= hot["responses"].keys()
     for example in hot["requestBody"]["content"][JSON]["examples"].values():
         contract.OnlineRequest.model_validate(example["value"], strict=True)
@@ -36,6 +41,7 @@ def test_the_contract_names_every_route(client: TestClient) -> None:
     """The contract's docstring is its specification, so every path stands in it."""
     documented = contract.__doc__ or ""
     for path in client.get("/openapi.json").json()["paths"]:
-        shown = re.sub(r"/v1/registry/(entities|sources|feature-views|aliases|feature-services)", "/v1/registry/<kind>", path)
+        kinds = "entities|sources|feature-views|aliases|on-demand-feature-views|feature-services"
+        shown = re.sub(rf"/v1/registry/({kinds})", "/v1/registry/<kind>", path)
         shown = re.sub("{(.+?)}", r"<\1>", shown)
         assert f" {shown} " in documented, path

@@ -20,6 +20,7 @@ def test_overview(client: TestClient) -> None:
         "sources": ["notes", "readings"],
         "feature_views": ["every_type", "offline_only", "thing_notes"],
         "aliases": ["friend"],
+        "on_demand_feature_views": [],
         "feature_services": ["everything", "pair"],
     }
 

@@ -31,6 +31,7 @@ _FORMATS = {
     "Online rows": "featurestore.online.rows",
     "The embedded server's folder": "featurestore.online.embedded",
     "Code of on-demand views": "featurestore.functions",
+    "Locks": "featurestore.lock",
     "The serving log": "featurestore.serving_log.layout",
     "The log of a push source": "featurestore.offline.push_log",
     "Registry": "featurestore.registry.schema",

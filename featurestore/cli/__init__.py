@@ -22,6 +22,7 @@ from featurestore.cli.failures import guarded
 from featurestore.cli.invocation import Debug, Invocation, Json, exposed
 from featurestore.cli.keys import create_key, list_keys, revoke_key
 from featurestore.cli.lifecycle import stop, teardown
+from featurestore.cli.locking import lock
 from featurestore.cli.running import compact, materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
@@ -42,7 +43,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "rollback": rollback,
         "doctor": doctor,
     },
-    "Features": {"get-online": get_online, "get-historical": get_historical, "serve": serve},
+    "Features": {"get-online": get_online, "get-historical": get_historical, "lock": lock, "serve": serve},
     "API keys": {"keys create": create_key, "keys list": list_keys, "keys revoke": revoke_key},
     "Ending": {"compact": compact, "delete-entities": delete_entities, "prune": prune, "stop": stop, "teardown": teardown},
 }

@@ -27,6 +27,7 @@ _KINDS = {
     "sources": "source",
     "views": "feature view",
     "aliases": "alias",
+    "on-demand-views": "on-demand feature view",
     "services": "feature service",
 }
 _SINGULAR = {plural: plural.removesuffix("s") for plural in _KINDS} | {"entities": "entity", "aliases": "alias"}
@@ -61,7 +62,7 @@ def describe(call: Invocation, name: NameArgument, kind: KindOption = None) -> N
 
 
 def _kind(given: str) -> str:
-    word = given.lower().replace("-", " ").removeprefix("feature ")
+    word = given.lower().replace(" ", "-").replace("feature-", "")
     for plural, kind in _KINDS.items():
         if word in (plural, _SINGULAR[plural]):
             return kind
@@ -115,6 +116,12 @@ _COLUMNS: dict[str, dict[str, Any]] = {
         "view": lambda spec: spec["view"],
         "join keys": lambda spec: ", ".join(f"{key} = {column}" for key, column in spec["join_keys"]),
     },
+    "on-demand feature view": {
+        "inputs": lambda spec: ", ".join(dict.fromkeys(map(_input_name, spec["inputs"]))),
+        "features": lambda spec: len(spec["fields"]),
+        "mode": lambda spec: spec["mode"],
+        "code": lambda spec: f"{spec['code']['file']}:{spec['code']['function']}",
+    },
     "feature service": {"views": lambda spec: ", ".join(dict.fromkeys(map(_member_name, spec["features"])))},
 }
 
@@ -129,6 +136,13 @@ def _typed(fields: Sequence[Mapping[str, str]]) -> str:
 
 def _member_name(member: str | Mapping[str, Any]) -> str:
     return member.partition(":")[0] if isinstance(member, str) else str(member["view"])
+
+
+def _input_name(given: str | Mapping[str, Any]) -> str:
+    """Say what an input of an on-demand view is: a view's name, or the request with its columns."""
+    if isinstance(given, str) or "view" in given:
+        return _member_name(given)
+    return f"request ({', '.join(field['name'] for field in given['fields'])})"
 
 
 # One object
@@ -186,6 +200,10 @@ class _Object:
                 yield name, ", ".join(f"{tag}={each}" for tag, each in value)
             elif name == "entities":
                 yield name, ", ".join(value)
+            elif name == "inputs":
+                yield name, ", ".join(map(_input_text, value))
+            elif name == "code":
+                yield name, f"{value['file']}:{value['function']}, hash {value['hash']}"
             elif self.kind == "alias" and name == "join_keys":
                 yield name, ", ".join(f"{key} = {column}" for key, column in value)
             elif name not in ("name", "description", "fields", "join_keys", "features", "sql"):
@@ -217,6 +235,9 @@ class _Object:
             yield from ((f"{role}__{name}", types[name]) for name in names)
 
     def _feature_types(self, role: str) -> dict[str, str]:
+        on_demand = self.applied.specs.get(("on-demand feature view", role))
+        if on_demand is not None:
+            return {field["name"]: field["type"] for field in on_demand["fields"]}
         alias = self.applied.specs.get(("alias", role))
         view = self.applied.specs["feature view", role if alias is None else alias["view"]]
         return {field["name"]: field["type"] for field in view["fields"]}
@@ -229,14 +250,23 @@ class _Object:
         return users
 
 
+def _input_text(given: str | Mapping[str, Any]) -> str:
+    """Say which columns an input of an on-demand view gives."""
+    if isinstance(given, str) or "view" not in given:
+        return given if isinstance(given, str) else _input_name(given)
+    return f"{given['view']} ({', '.join(given['features'])})" if given["features"] else str(given["view"])
+
+
 def _uses(kind: str, spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Name what an object refers to; a service's members may be views or aliases."""
     if kind == "feature view":
         return [("source", spec["source"]), *(("entity", name) for name in spec["entities"])]
     if kind == "alias":
         return [("feature view", spec["view"])]
-    if kind == "feature service":
-        return [(role, _member_name(member)) for member in spec["features"] for role in ("feature view", "alias")]
+    if kind in ("feature service", "on-demand feature view"):
+        members = [each for each in spec.get("features") or spec["inputs"] if isinstance(each, str) or "view" in each]
+        roles = ("feature view", "alias", "on-demand feature view")
+        return [(role, _member_name(member)) for member in members for role in roles]
     return []
 
 

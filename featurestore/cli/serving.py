@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featurestore.registry.selection import Selection
     from featurestore.types import ValueType
 
-__all__ = ["Features", "Keys", "features_named", "get_online", "key_columns", "serve"]
+__all__ = ["Features", "Keys", "LockOption", "features_named", "get_online", "key_columns", "serve"]
 
 _SERVER = "featurestore_server"
 _NUMBERS = ("Int32", "Int64", "Float32", "Float64", "Bool")
@@ -34,8 +34,11 @@ Keys = Annotated[
         "--key",
         "-k",
         metavar="NAME=VALUE,…",
-        help="A key column, one value for each row. No value is null; a JSON array works too.",
+        help="A key or request column, one value for each row. No value is null; a JSON array works too.",
     ),
+]
+LockOption = Annotated[
+    str | None, typer.Option("--lock", metavar="FILE", help="A lock file, or a fingerprint: refuse features that are others.")
 ]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")]
@@ -51,7 +54,7 @@ def features_named(text: str) -> str | list[str]:
     return [part.strip() for part in text.split(",")] if ":" in text else text
 
 
-def get_online(call: Invocation, features: Features, key: Keys = None) -> None:
+def get_online(call: Invocation, features: Features, key: Keys = None, lock: LockOption = None) -> None:
     """Look up features as they are now, in the online store.
 
     The first values of all keys are the first entity, the second ones the second, and so on.
@@ -60,8 +63,8 @@ def get_online(call: Invocation, features: Features, key: Keys = None) -> None:
     """
     with call.store() as store:
         selection = store.selection(features_named(features))
-        vectors = store.get_online_features(key_columns(key or (), selection.keys), features_named(features))
-    types = selection.keys | selection.types()
+        vectors = store.get_online_features(key_columns(key or (), selection.needed), features_named(features), lock=lock)
+    types = selection.needed | selection.types()
     values = {name: list(map(types[name].to_json, vectors.columns[name].to_pylist())) for name in vectors.columns.column_names}
     record = {
         "features": {name: values[name] for name in vectors.features},

@@ -14,7 +14,7 @@ from rich.console import RenderableType
 from featurestore.cli.invocation import Invocation
 from featurestore.cli.progress import RowBars, row_bars
 from featurestore.cli.rendering import counted, json_form, values_grid
-from featurestore.cli.serving import Features, features_named
+from featurestore.cli.serving import Features, LockOption, features_named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +51,7 @@ def get_historical(
     timestamp_column: TimestampColumn = "event_timestamp",
     incomplete: IncompleteOption = Incomplete.ERROR,
     limit: Limit = 20,
+    lock: LockOption = None,
 ) -> None:
     """Build a training set: features as of each row's own time.
 
@@ -58,7 +59,7 @@ def get_historical(
     """
     with call.store() as store, row_bars("reading the spine") as bars:
         training = store.get_historical_features(
-            spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value
+            spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value, lock=lock
         )
         bars.say("looking the features up")
         # One row more than is shown tells whether there are more.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurestore.client.spool import Spool
 from featurestore.definitions import FeatureService
 from featurestore.errors import InputError, SpineError
-from featurestore.types import as_key_column
+from featurestore.types import as_request_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,7 +57,7 @@ def _column(name: str, values: Sequence[Any]) -> Any:
 
 def typed(entities: pa.Table, name: str, type_: Any) -> pa.ChunkedArray:
     """Return a column of entities in its declared type, as the service read it."""
-    return as_key_column(entities[name], name, type_)
+    return as_request_column(entities[name], name, type_)
 
 
 def rows_body(table: pa.Table) -> Spool:

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 VIEW = "feature view"
+ON_DEMAND = "on-demand feature view"
 
 
 def version_row(view: FeatureView, number: int, now: int) -> dict[str, Any]:

@@ -48,9 +48,10 @@ from featurestore.registry.schema import (
     tombstones,
     versions,
 )
+from featurestore.registry.selection import Selection
 from featurestore.registry.settling import waiting
 from featurestore.registry.state import Applied, Coverage, Loaded, LoadRecord, Rollback, Run, Tombstones, Version
-from featurestore.registry.takeover import restore, set_state, settle_now
+from featurestore.registry.takeover import find_selection, needed_copies, restore, set_state, settle_now
 from featurestore.specs import canonical_json, fingerprint, to_spec
 
 __all__ = ["Registry"]
@@ -208,6 +209,16 @@ class Registry:
                 record |= {"revision": revision, "applied_at": now, "applied_by": _user()}
                 connection.execute(changes.insert().values(record))
             return done
+
+    def needed_copies(self) -> set[str]:
+        """Return the kept copies of code that on-demand views need, now or after a rollback."""
+        with self._transaction() as connection:
+            return needed_copies(connection)
+
+    def find_selection(self, selection: Selection, fingerprint: str) -> Selection | None:
+        """Return what a selection's name meant when it had a fingerprint, the last time that it did; none if it never had."""
+        with self._transaction() as connection:
+            return find_selection(connection, selection, fingerprint)
 
     def history(self) -> list[dict[str, Any]]:
         """Return every change ever applied, oldest first: revision, when, who, what."""

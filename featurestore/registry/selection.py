@@ -86,6 +86,12 @@ class Selection:
     columns: tuple[str, ...]
     computed: tuple[Computed, ...] = ()
     request: Mapping[str, ValueType] = field(default_factory=dict)
+    is_list: bool = False
+
+    @property
+    def wanted(self) -> str | tuple[str, ...]:
+        """What was asked for: a feature service's name, or a list of `"view:feature"`."""
+        return tuple(name.replace("__", ":") for name in self.columns) if self.is_list else self.name
 
     @property
     def keys(self) -> dict[str, ValueType]:
@@ -136,7 +142,7 @@ def select(serving: Applied, wanted: str | Sequence[str]) -> Selection:
         return _selection(serving, wanted, members)
     if not wanted:
         raise InputError("no features asked for: name a feature service, or features as 'view:feature'")
-    return _selection(serving, "features", wanted)
+    return replace(_selection(serving, "features", wanted), is_list=True)
 
 
 def _selection(serving: Applied, name: str, members: Iterable[str | Mapping[str, Any]]) -> Selection:
@@ -156,14 +162,17 @@ def _selection(serving: Applied, name: str, members: Iterable[str | Mapping[str,
 
 
 def selection_of(
-    name: str, columns: Sequence[str], lookups: Mapping[str, Lookup], on_demand: Sequence[Mapping[str, Any]]
+    wanted: str | tuple[str, ...],
+    columns: Sequence[str],
+    lookups: Mapping[str, Lookup],
+    on_demand: Sequence[Mapping[str, Any]],
 ) -> Selection:
     """Return the selection of given output columns, lookups and specs of on-demand views, each after those that it takes from."""
     needs = _Needs(lookups.__getitem__, {spec["name"]: spec for spec in on_demand}.get)
     for column in columns:
         needs.add(*column.split("__"))
-    found = needs.selection(name, columns)
-    return replace(found, lookups=tuple(lookups.values()))
+    found = needs.selection(wanted if isinstance(wanted, str) else "features", columns)
+    return replace(found, lookups=tuple(lookups.values()), is_list=not isinstance(wanted, str))
 
 
 class _Needs:

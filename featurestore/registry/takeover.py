@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
 
 from featurestore.errors import InputError, NotFoundError, RollbackError
-from featurestore.registry.records import VIEW, all_objects, all_versions, loads, write_object
+from featurestore.registry.records import ON_DEMAND, VIEW, all_objects, all_versions, loads, write_object
 from featurestore.registry.schema import objects, takeovers, versions
-from featurestore.registry.selection import select
+from featurestore.registry.selection import Selection, select
 from featurestore.registry.settling import ObjectState, Takeover, lacks, settle
 from featurestore.registry.state import Applied, Rollback, Version
-from featurestore.specs import canonical_json
+from featurestore.specs import canonical_json, on_demand_fingerprint
 
-__all__ = ["restore", "settle_now"]
+__all__ = ["find_selection", "needed_copies", "restore", "settle_now"]
 
 
 def settle_now(connection: sa.Connection, *, now: int) -> bool:
@@ -108,14 +110,15 @@ def restore(connection: sa.Connection, view: str, *, now: int) -> tuple[Rollback
     """
     known = {version.id: version for version in all_versions(connection)}
     serving = {version.view.name: version for version in known.values() if version.state == "serving"}
-    if view not in serving:
-        raise NotFoundError("feature view that serves", view, serving)
-    undone = _undone(connection, view)
+    states = all_objects(connection)
+    computed = {each.name for each in states if each.kind == ON_DEMAND and each.serving}
+    if view not in serving and view not in computed:
+        raise NotFoundError("feature view that serves", view, [*serving, *computed])
+    undone = _undone(connection, (ON_DEMAND if view in computed else VIEW, view))
     before = {name: version for (kind, name), (_, version) in undone.items() if kind == VIEW}
     back = {name: known[id_] for name, id_ in before.items() if id_ is not None and name in serving and serving[name].id != id_}
     for name, version in back.items():
         _check_ready(version, serving[name])
-    states = all_objects(connection)
     # What began with the takeover stays, and so does what has been removed since: a rollback takes no name away and gives none.
     live = {(each.kind, each.name) for each in states if each.serving}
     specs = {node: spec for node, (spec, _) in undone.items() if spec is not None and node in live}
@@ -141,12 +144,13 @@ def restore(connection: sa.Connection, view: str, *, now: int) -> tuple[Rollback
     return Rollback(numbers, others), [_history(move, numbers) for move in moves]
 
 
-def _undone(connection: sa.Connection, view: str) -> dict[tuple[str, str], tuple[Any, int | None]]:
+def _undone(connection: sa.Connection, node: tuple[str, str]) -> dict[tuple[str, str], tuple[Any, int | None]]:
     """Return what names mean if the last takeover of a view, and all later ones that moved the same names, had not happened."""
     rows = connection.execute(sa.select(takeovers).order_by(takeovers.c.id)).all()
-    moved = [row for row in rows if (row.kind, row.name) == (VIEW, view) and row.version_before != row.version_after]
-    if not moved or moved[-1].version_before is None:
-        raise RollbackError(f"feature view {view!r} has no version that served before the one that serves", name=view)
+    moved = [row for row in rows if (row.kind, row.name) == node and _version_in(row, "before") != _version_in(row, "after")]
+    if not moved or _version_in(moved[-1], "before") is None:
+        kind, name = node
+        raise RollbackError(f"{kind} {name!r} has no version that served before the one that serves", name=name)
     first = moved[-1].takeover
     later: dict[int, list[Any]] = {}
     for row in rows:
@@ -159,6 +163,52 @@ def _undone(connection: sa.Connection, view: str) -> dict[tuple[str, str], tuple
             for row in group:
                 touched.setdefault((row.kind, row.name), (loads(row.before), row.version_before))
     return touched
+
+
+def _version_in(row: Any, moment: str) -> int | str | None:
+    """Return what tells the version of a view before or after a takeover: its id, or the fingerprint of an on-demand view."""
+    if row.kind == VIEW:
+        version: int | None = getattr(row, f"version_{moment}")
+        return version
+    spec = loads(getattr(row, moment))
+    return None if spec is None else on_demand_fingerprint(spec)
+
+
+def needed_copies(connection: sa.Connection) -> set[str]:
+    """Return the kept copies of code that on-demand views need, as applied, as they serve, and as a rollback can restore them."""
+    states = all_objects(connection)
+    specs = [spec for each in states if each.kind == ON_DEMAND for spec in (each.spec, each.serving) if spec]
+    for node in [(each.kind, each.name) for each in states if each.kind in (VIEW, ON_DEMAND)]:
+        with suppress(RollbackError):
+            undone = _undone(connection, node).items()
+            specs += [spec for (kind, _), (spec, _) in undone if kind == ON_DEMAND and spec]
+    return {spec["code"]["copy"] for spec in specs}
+
+
+def find_selection(connection: sa.Connection, selection: Selection, fingerprint: str) -> Selection | None:
+    """Return what a selection's name meant when it had a fingerprint, the last time that it did; none if it never had."""
+    for then in _past(connection):
+        with suppress(NotFoundError, InputError):
+            found = select(then, selection.wanted)
+            if found.fingerprint() == fingerprint:
+                return found
+    return None
+
+
+def _past(connection: sa.Connection) -> Iterator[Applied]:
+    """Give what names meant before each takeover, the last one first."""
+    known = {version.id: version for version in all_versions(connection)}
+    serving: dict[str, Version | None] = {version.view.name: version for version in known.values() if version.state == "serving"}
+    specs = {(each.kind, each.name): each.serving for each in all_objects(connection) if each.serving}
+    rows = connection.execute(sa.select(takeovers).order_by(takeovers.c.takeover.desc())).all()
+    for _, group in groupby(rows, lambda row: row.takeover):
+        for row in group:
+            if row.before != row.after:
+                specs[row.kind, row.name] = loads(row.before)
+            if row.kind == VIEW and row.version_before != row.version_after:
+                serving[row.name] = known.get(row.version_before)
+        versions = tuple(version for version in serving.values() if version is not None)
+        yield Applied(0, {node: spec for node, spec in specs.items() if spec is not None}, versions)
 
 
 def _check_ready(version: Version, serving: Version | None) -> None:

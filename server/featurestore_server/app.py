@@ -110,9 +110,9 @@ def _document_problems(schema: dict[str, Any]) -> None:
     by_name = guarded | {"not-found", "input"}
     with_body = by_name | {"malformed", "not-acceptable", "too-large", "unsupported-media-type"}
     own = {
-        "/v1/online-features": with_body | {"online-store"},
-        "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store", "busy"},
-        "/v1/training-sets": with_body | {"spine", "incomplete", "offline-store", "busy"},
+        "/v1/online-features": with_body | {"online-store", "on-demand", "code", "lock"},
+        "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store", "busy", "on-demand", "code", "lock"},
+        "/v1/training-sets": with_body | {"spine", "incomplete", "offline-store", "busy", "code", "lock"},
         "/v1/registry": guarded,
         "/v1/registry/freshness": guarded,
         "/healthz": set(),

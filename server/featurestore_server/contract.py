@@ -10,7 +10,8 @@
     POST /v1/training-sets/<set_id>/cancel                      JSON             end it
     DELETE /v1/training-sets/<set_id>                           JSON             remove it with its files
     GET  /v1/registry                                           JSON             what is applied, by name
-    GET  /v1/registry/<kind>         <kind> is entities, sources, feature-views, aliases or feature-services
+    GET  /v1/registry/<kind>         <kind> is entities, sources, feature-views, aliases,
+                                     on-demand-feature-views or feature-services
     GET  /v1/registry/<kind>/<name>                             JSON             one of them, as its definition says
     GET  /v1/registry/versions       ?view=                     JSON             versions of views, coverage and online loads
     GET  /v1/registry/runs           ?view= ?limit=             JSON             materializations, newest first
@@ -34,8 +35,9 @@ Parameters
 
 Columns
     Requests and answers are columns: `{"entities": {"origin": ["EWR", "JFK"]}}`. Features are named `view__feature` and come in the
-    service's order; row `i` answers row `i`. Online takes exactly the key columns. A historical spine has the key columns, the
-    timestamp column, and any others, which come back untouched.
+    service's order; row `i` answers row `i`. Online takes exactly the key columns, and the request
+    columns that on-demand views of the service take. A historical spine has both, the timestamp column, and any others, which come
+    back untouched.
     Online JSON: `{"features": {name: […]}}`; with `metadata` also `{"metadata": {view: {"status": […], "event_time": […]}}}`.
     Historical JSON: `{"entities": {spine column: […]}, "features": {name: […]}}`.
     Online Arrow: the features; with `metadata` then `__<view>__status` and `__<view>__event_time` of each view. The schema's
@@ -55,11 +57,16 @@ Values in JSON. They are exact: what goes in on one side comes out on the other,
     Timestamp          "2013-06-01T12:00:00Z", with six digits of a second where there is a fraction; always UTC. Requests may have
                        another offset, or none, which is UTC. Years beyond 9999 have more digits
     Array(T)           an array
-    Keys are read by their declared types, strictly: 1.0 is no Int64, 5 is no String, true is no number. Other columns of a spine
-    have no declared type, and hold booleans; integers (of 64 bits); numbers, among which "NaN", "Infinity" and "-Infinity" may
-    stand; texts; or arrays of these. Kinds are not mixed within a column. What an Arrow or Parquet spine has beyond this comes back
-    as: decimals and times of day in a text, timestamps with the digits of their unit, structs as objects. Other types (maps,
-    durations, unions) have no JSON form: a 422 says so, and Arrow and Parquet answers have them.
+    Keys and request columns are read by their declared types, strictly: 1.0 is no Int64, 5 is no String, true is no number; 5 is
+    a Float64. Other columns of a spine have no declared type, and hold booleans; integers (of 64 bits); numbers, among which
+    "NaN", "Infinity" and "-Infinity" may stand; texts; or arrays of these. Kinds are not mixed within a column. What an Arrow or
+    Parquet spine has beyond this comes back as: decimals and times of day in a text, timestamps with the digits of their unit,
+    structs as objects. Other types (maps, durations, unions) have no JSON form: a 422 says so, and Arrow and Parquet answers have
+    them.
+
+Locks. A request may carry the fingerprint of a feature service's lock in `Feature-Service-Fingerprint`. If what is served has
+another one, the answer is a 409, `/problems/lock`, whose `differences` say in what it differs; nothing is looked up. A service's
+own fingerprint stands at `/v1/registry/feature-services/<name>`.
 
 Streams. Historical answers are computed and sent in batches, each in a process of its own, no faster than the client reads; the
     process ends when the client goes away. Bodies of spines go to the disk while they come. What can be known before is found
@@ -96,6 +103,7 @@ __all__ = [
     "ARROW",
     "JSON",
     "KEYS",
+    "LOCK_HEADER",
     "PARQUET",
     "PROBLEM",
     "PROBLEMS",
@@ -122,6 +130,7 @@ JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
 PROBLEM = "application/problem+json"
+LOCK_HEADER = "Feature-Service-Fingerprint"
 KEYS = "featurestore.keys"
 """What the metadata of an online Arrow answer calls the keys."""
 
@@ -222,7 +231,7 @@ class OnlineRequest(OnlineOptions):
         }
     )
 
-    entities: Annotated[Columns, Field(description="A list of values for each key, one value for each row")]
+    entities: Annotated[Columns, Field(description="A list of values for each key and each request column, one value for each row")]
 
 
 class ViewMetadata(_Model):
@@ -328,6 +337,7 @@ class Problem(BaseModel):
     detail: str
     name: Annotated[str | None, Field(description="What is wrong, where it has a name")] = None
     nearest: Annotated[list[str], Field(description="Known names closest to it")] = []
+    differences: Annotated[list[str], Field(description="In what the features served differ from those of a lock")] = []
     errors: Annotated[list[Fault], Field(description="Every fault of a JSON body or of parameters")] = []
     checks: Annotated[dict[str, str], Field(description="What readiness found")] = {}
     limit: Annotated[int | None, Field(description="The limit that the request is beyond")] = None
@@ -369,6 +379,7 @@ class Overview(_Model):
     sources: list[str]
     feature_views: list[str]
     aliases: list[str]
+    on_demand_feature_views: list[str]
     feature_services: list[str]
 
 

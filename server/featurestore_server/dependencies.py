@@ -11,12 +11,13 @@ from pydantic import BaseModel, ValidationError
 
 from featurestore import FeatureStore
 from featurestore.errors import InputError
-from featurestore_server.contract import JSON
+from featurestore.lock import is_fingerprint
+from featurestore_server.contract import JSON, LOCK_HEADER
 from featurestore_server.limits import Limits
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError, invalid
 
-__all__ = ["Received", "Store", "negotiated", "received", "request_schema", "validated"]
+__all__ = ["Received", "Store", "checked_fingerprint", "negotiated", "received", "request_schema", "sent_lock", "validated"]
 
 _REPEATED = "features"  # the one parameter of several values
 _M = TypeVar("_M", bound=BaseModel)
@@ -31,13 +32,14 @@ Store = Annotated[FeatureStore, Depends(_store)]
 
 
 class Received(NamedTuple):
-    """A request: the media type of its body, the type that the answer shall have, the query, the body, and what it may cost."""
+    """A request: the media types of its body and of the answer, the query, the body, what it may cost, and a lock's fingerprint."""
 
     media_type: str
     answer_type: str
     query: dict[str, list[str]]
     body: bytes
     limits: Limits
+    lock: str = ""
 
     def parsed(self) -> Any:
         """Return what a JSON body holds; a ProblemError if it is none."""
@@ -79,9 +81,23 @@ def received(*types: str) -> Callable[[Request], Awaitable[Received]]:
     """Return the dependency that reads a request whose body and answer may have these types."""
 
     async def receive(request: Request) -> Received:
-        return Received(*negotiated(request, *types), await request.body(), request.app.state.limits)
+        lock = request.headers.get(LOCK_HEADER, "")
+        return Received(*negotiated(request, *types), await request.body(), request.app.state.limits, lock)
 
     return receive
+
+
+def sent_lock(request: Request) -> str | None:
+    """Return the fingerprint of a lock that a request names; none if it names none."""
+    given = request.headers.get(LOCK_HEADER)
+    return None if given is None else checked_fingerprint(given)
+
+
+def checked_fingerprint(text: str) -> str:
+    """Return what a request gives as the fingerprint of a lock; InputError if it is none. A path it must never be."""
+    if not is_fingerprint(text):
+        raise InputError(f"{LOCK_HEADER} {text!r} is no fingerprint: 32 hexadecimal digits, in lower case", name=LOCK_HEADER)
+    return text
 
 
 def negotiated(request: Request, *types: str) -> tuple[str, str, dict[str, list[str]]]:
@@ -107,4 +123,6 @@ def request_schema(request: type[BaseModel], options: type[BaseModel], *tables: 
         }
         for name, each in options.model_json_schema()["properties"].items()
     ]
+    header = {"name": LOCK_HEADER, "in": "header", "required": False, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}
+    parameters.append(header | {"description": "The fingerprint of a lock: refuse features that are others"})
     return {"requestBody": {"required": True, "content": contents | dict.fromkeys(tables, binary)}, "parameters": parameters}

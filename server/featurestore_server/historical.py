@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from featurestore_server.access import current_key
 from featurestore_server.contract import ARROW, JSON, PARQUET, HistoricalAnswer, HistoricalOptions, HistoricalRequest
-from featurestore_server.dependencies import negotiated, request_schema
+from featurestore_server.dependencies import negotiated, request_schema, sent_lock
 from featurestore_server.processes import Computed
 from featurestore_server.queries import Historical
 
@@ -26,4 +26,5 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 )
 async def historical_features(request: Request) -> Response:
     """Answer with the spine's rows in their order; values are those that serving would have given at the row's time."""
-    return Computed(request.app.state.processes, Historical(*negotiated(request, JSON, ARROW, PARQUET), current_key()))
+    asked = Historical(*negotiated(request, JSON, ARROW, PARQUET), current_key(), sent_lock(request))
+    return Computed(request.app.state.processes, asked)

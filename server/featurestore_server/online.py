@@ -23,14 +23,14 @@ from starlette.types import Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError, InputError, SpineError
-from featurestore.offline.spine import key_column
+from featurestore.lock import check_lock, read_lock
+from featurestore.offline.spine import key_column, request_column
 from featurestore.online.fetching import Found
-from featurestore.online.vectors import FeatureVectors
+from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.online.vectors import Request as Lookup
-from featurestore.types import ValueType
 from featurestore_server.access import permit, set_key
 from featurestore_server.contract import ARROW, JSON, OnlineAnswer, OnlineOptions, OnlineRequest
-from featurestore_server.dependencies import Received, received, request_schema, validated
+from featurestore_server.dependencies import Received, checked_fingerprint, received, request_schema, validated
 from featurestore_server.gate import headers_of, safe_headers
 from featurestore_server.limits import Limits, late
 from featurestore_server.negotiation import accepted_type, sent_type
@@ -126,7 +126,8 @@ class OnlineFeatures:
             query = {name: parameters.getlist(name) for name in parameters}
         if (length := given.get(b"content-length", b"")).isdigit():
             self._limits.check_body(int(length))
-        return Received(*types, query, await self._body(receive), self._limits)
+        lock = given.get(b"feature-service-fingerprint", b"").decode("latin-1")
+        return Received(*types, query, await self._body(receive), self._limits, lock)
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()
@@ -153,7 +154,10 @@ class OnlineFeatures:
         permit(asked.wanted)
         self._check(asked)
         plan = (self._plans.known() or await self._plans.serving()).plan(asked.wanted)
-        self._limits.check_features(len(plan.lookup.places))
+        if request.lock and request.lock != plan.fingerprint:
+            lock = read_lock(checked_fingerprint(request.lock))
+            await asyncio.to_thread(check_lock, plan.lookup.selection, lock, self._store.registry.find_selection)
+        self._limits.check_features(len(plan.lookup.selection.columns))
         lookup = await asyncio.to_thread(_request, plan, asked, self._limits) if is_large else _request(plan, asked, self._limits)
         found = await self._fetch(lookup)
         now = self._store.clock()
@@ -226,50 +230,62 @@ def _validated(parsed: Any) -> _Asked:
 def _request(plan: Plan, asked: _Asked, limits: Limits) -> Lookup:
     entities, lookup = asked.entities, plan.lookup
     if type(entities) is not dict:
-        return lookup.request(_arrow_entities(entities, lookup.keys))
+        return lookup.request(_arrow_entities(entities, lookup))
     if _is_given(entities, plan):
         try:
-            return lookup.request(entities)
-        except InputError:  # what is wrong is said below, in the words of JSON
+            return lookup.request(_read(entities, plan))
+        except (InputError, ValueError, OverflowError):  # what is wrong is said below, in the words of JSON
             pass
     limits.check_nesting({"entities": entities})
-    return lookup.request(_json_entities(entities, lookup.keys))
+    return lookup.request(_json_entities(entities, lookup))
 
 
 def _is_given(entities: Mapping[str, list[Any]], plan: Plan) -> bool:
-    """Whether JSON values are those that keys are made of."""
+    """Whether JSON values are those that the lookup takes, or that are read for it."""
     if plan.given is None or len(entities) != len(plan.given):
         return False
     return all(name in entities and kinds.issuperset(map(type, entities[name])) for name, kinds in plan.given)
 
 
-def _json_entities(columns: Mapping[str, list[Any]], keys: Mapping[str, ValueType]) -> dict[str, pa.Array]:
-    _check_names(columns, keys)
-    entities = {name: from_json(name, type_, columns[name]) for name, type_ in keys.items()}
+def _read(entities: dict[str, list[Any]], plan: Plan) -> dict[str, list[Any]]:
+    if not plan.readers:
+        return entities
+    return entities | {name: [read(value) for value in entities[name]] for name, read in plan.readers}
+
+
+def _json_entities(columns: Mapping[str, list[Any]], lookup: LookupPlan) -> dict[str, pa.Array]:
+    _check_names(columns, lookup)
+    entities = {name: from_json(name, type_, columns[name]) for name, type_ in lookup.needed.items()}
     check_lengths(entities)
     return entities
 
 
-def _arrow_entities(table: pa.Table, keys: Mapping[str, ValueType]) -> dict[str, pa.Array]:
+def _arrow_entities(table: pa.Table, lookup: LookupPlan) -> dict[str, pa.Array]:
     names = table.column_names
     if len(set(names)) < len(names):
         name = next(name for name in names if names.count(name) > 1)
         raise InputError(f"the table has more than one column {name!r}", name=name)
-    _check_names(table.column_names, keys)
+    _check_names(table.column_names, lookup)
     try:
-        return {name: key_column(table[name], name, type_) for name, type_ in keys.items()}
+        return {
+            name: (key_column if name in lookup.keys else request_column)(table[name], name, type_)
+            for name, type_ in lookup.needed.items()
+        }
     except SpineError as reason:
         raise InputError(str(reason), name=reason.name) from reason
 
 
-def _check_names(given: Mapping[str, Any] | list[str], keys: Mapping[str, ValueType]) -> None:
+def _check_names(given: Mapping[str, Any] | list[str], lookup: LookupPlan) -> None:
+    needed, known = lookup.needed, f"the keys are {', '.join(map(repr, lookup.keys))}" if lookup.keys else ""
+    if others := [name for name in needed if name not in lookup.keys]:
+        known += f"{', ' * bool(known)}the request columns are {', '.join(map(repr, others))}"
     for name in given:
-        if name not in keys:
-            detail = f"{name!r} is no key of the features asked for; the keys are {', '.join(map(repr, keys))}"
-            raise ProblemError("input", detail, name=name, nearest=nearest(name, keys))
-    for name in keys:
+        if name not in needed:
+            detail = f"{name!r} is no key of the features asked for; {known}"
+            raise ProblemError("input", detail, name=name, nearest=nearest(name, needed))
+    for name in needed:
         if name not in given:
-            detail = f"key {name!r} is missing; the keys are {', '.join(map(repr, keys))}"
+            detail = f"{'key' if name in lookup.keys else 'request column'} {name!r} is missing; {known}"
             raise ProblemError("input", detail, name=name, nearest=nearest(name, given))
 
 

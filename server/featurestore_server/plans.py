@@ -36,23 +36,32 @@ _LOOK_SECONDS = 1.0
 _OLD_SECONDS = 5.0
 _WAIT_SECONDS = 1.0
 _PLANS = 1000
-_AS_THEY_ARE: dict[str, type] = {"Int64": int, "Int32": int, "String": str, "Bool": bool}
+_AS_THEY_ARE: dict[str, tuple[type, ...]] = {"Int64": (int,), "Int32": (int,), "String": (str,), "Bool": (bool,)}
 """The key types whose values JSON has in the form that keys are made of."""
+
+_REQUEST_KINDS = _AS_THEY_ARE | {"Float64": (float, int), "Float32": (float, int), "Timestamp": (str,), "Date": (str,)}
+"""The same of the types of request columns; times and dates are read first."""
 
 
 class Plan:
-    """A lookup, which types JSON values of its keys have, and what makes JSON values of those of its columns that are not JSON.
+    """A lookup, which types JSON values of its columns have, and what makes JSON values of those of its features that are not JSON.
 
-    `given` is none if a key's values in JSON are not what keys are made of. `numbers` are the columns of floats, which are JSON as
-    long as they are finite.
+    `given` is none if a column's values in JSON are not what the lookup takes; `readers` read those that are texts of times and
+    dates. `numbers` are the features that are floats, which are JSON as long as they are finite.
     """
 
     def __init__(self, lookup: LookupPlan) -> None:
         self.lookup = lookup
-        self.schema_metadata = {KEYS: orjson.dumps({name: str(type_) for name, type_ in lookup.keys.items()})}
-        kinds = [(name, _AS_THEY_ARE.get(type_.name)) for name, type_ in lookup.keys.items()]
-        given = [(name, frozenset({kind, type(None)})) for name, kind in kinds if kind is not None]
+        self.fingerprint = lookup.selection.fingerprint()
+        self.schema_metadata = {KEYS: orjson.dumps({name: str(type_) for name, type_ in lookup.needed.items()})}
+        kinds = [
+            (name, (_AS_THEY_ARE if name in lookup.keys else _REQUEST_KINDS).get(type_.name))
+            for name, type_ in lookup.needed.items()
+        ]
+        given = [(name, frozenset({*kind, type(None)})) for name, kind in kinds if kind is not None]
         self.given = given if len(given) == len(kinds) else None
+        times = {name: type_ for name, type_ in lookup.needed.items() if type_.name in ("Timestamp", "Date")}
+        self.readers = [(name, type_.from_json) for name, type_ in times.items()]
         types = lookup.selection.types()
         self.numbers = [name for name, type_ in types.items() if type_.name in ("Float32", "Float64")]
         writers = [(name, plain_writer(type_)) for name, type_ in types.items()]

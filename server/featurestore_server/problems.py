@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, OnDemandError
 from featurestore_server.contract import PROBLEM, PROBLEMS, ProblemType
 
 __all__ = ["TOO_LATE", "ProblemError", "UnexpectedErrors", "handle_errors", "invalid", "nearest", "problem_of", "refusal"]
@@ -66,8 +66,10 @@ def problem_of(error: FeatureStoreError) -> Response:
     codes = (getattr(kind, "code", None) for kind in type(error).__mro__)
     kind = next(PROBLEMS[code] for code in codes if code in PROBLEMS)
     if kind.status >= 500:  # noqa: PLR2004 (what is wrong inside is for the log)
-        return _response(error.code, kind, f"{kind.title}; the log of the service says why", {}, {})
-    members = {each: getattr(error, each) for each in ("name", "nearest") if getattr(error, each, None) is not None}
+        members = {"name": error.name} if isinstance(error, OnDemandError) else {}
+        return _response(error.code, kind, f"{kind.title}; the log of the service says why", {}, members)
+    told = ("name", "nearest", "differences")
+    members = {each: getattr(error, each) for each in told if getattr(error, each, None) is not None}
     return _response(error.code, kind, str(error), {}, members)
 
 

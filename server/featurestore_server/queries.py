@@ -40,6 +40,7 @@ class Historical:
     answer_type: str
     query: dict[str, list[str]]
     key: ApiKey
+    lock: str | None
 
     def __call__(self, store: FeatureStore, folder: Path, outlet: Outlet) -> None:
         """Send the training set, batch by batch; what can be known before is found before the head is sent."""
@@ -60,20 +61,20 @@ class Historical:
             received = Received(self.media_type, self.answer_type, self.query, body.read_bytes(), limits)
             asked = json_request = received.json(HistoricalRequest)
             permit(asked.wanted, self.key)
-            spine = _json_spine(json_request.entities, store.selection(asked.wanted).keys, asked.timestamp_column)
+            spine = _json_spine(json_request.entities, store.selection(asked.wanted).needed, asked.timestamp_column)
         else:
             asked = Received(self.media_type, self.answer_type, self.query, b"", limits).options(HistoricalOptions)
             permit(asked.wanted, self.key)
             spine = reader(body, self.media_type)
         limits.check_features(len(store.selection(asked.wanted).columns))
         return store.get_historical_features(
-            spine, asked.wanted, timestamp_column=asked.timestamp_column, incomplete=asked.incomplete
+            spine, asked.wanted, timestamp_column=asked.timestamp_column, incomplete=asked.incomplete, lock=self.lock
         )
 
 
-def _json_spine(columns: Mapping[str, list[Any]], keys: Mapping[str, ValueType], timestamp_column: str) -> pa.Table:
+def _json_spine(columns: Mapping[str, list[Any]], needed: Mapping[str, ValueType], timestamp_column: str) -> pa.Table:
     check_lengths(columns)
-    typed = {timestamp_column: Timestamp, **keys}
+    typed = {timestamp_column: Timestamp, **needed}
     return pa.table(
         {
             name: from_json(name, typed[name], values) if name in typed else untyped_from_json(name, values)

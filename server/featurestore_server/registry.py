@@ -26,6 +26,7 @@ KINDS = {
     "sources": "source",
     "feature-views": "feature view",
     "aliases": "alias",
+    "on-demand-feature-views": "on-demand feature view",
     "feature-services": "feature service",
 }
 _PAIRS = {"tags", "join_keys"}
@@ -117,14 +118,16 @@ def _are_pairs(value: Any) -> bool:
 
 
 def _resolved(store: FeatureStore, service: str) -> Definition:
-    """Return the keys to send and the columns to expect, with their types; null while no version of a view serves yet."""
+    """Return the columns to send and to expect, with their types, and the fingerprint; null while no version of a view serves."""
     try:
         selection = store.selection(service)
     except FeatureStoreError:
-        return {"keys": None, "columns": None}
+        return {"keys": None, "request": None, "columns": None, "fingerprint": None}
     return {
         "keys": {name: str(type_) for name, type_ in selection.keys.items()},
+        "request": {name: str(type_) for name, type_ in selection.request.items()},
         "columns": {name: str(type_) for name, type_ in selection.types().items()},
+        "fingerprint": selection.fingerprint(),
     }
 
 

@@ -24,7 +24,7 @@ from featurestore_server.contract import (
     TrainingSetRecord,
     TrainingSetRecords,
 )
-from featurestore_server.dependencies import Store, request_schema
+from featurestore_server.dependencies import Store, request_schema, sent_lock
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError
 from featurestore_server.processes import Computed
@@ -61,7 +61,8 @@ async def create(request: Request) -> Response:
     media_type = sent_type(request.headers, (JSON, ARROW, PARQUET))
     accepted_type(", ".join(request.headers.getlist("accept")), (JSON,))
     query = {name: request.query_params.getlist(name) for name in request.query_params}
-    work = Submission(media_type, JSON, query, current_key(), _identifier(request.headers.get("idempotency-key")))
+    identifier = _identifier(request.headers.get("idempotency-key"))
+    work = Submission(media_type, JSON, query, current_key(), sent_lock(request), identifier)
     return Computed(request.app.state.submissions, work)
 
 

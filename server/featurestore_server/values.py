@@ -32,17 +32,26 @@ _EXACT_DOUBLE = 2**53
 
 
 def from_json(name: str, type_: ValueType, values: Sequence[Any]) -> pa.Array:
-    """Return a column of a declared type, one that keys may have; InputError names the column and the value that does not fit."""
+    """Return a column of a declared type; InputError names the column and the value that does not fit."""
     parsed = []
     for row, value in enumerate(values):
         try:
-            parsed.append(type_.from_json(value))
+            parsed.append(_typed(type_, value))
         except (ValueError, OverflowError) as reason:
             raise _misfit(name, type_, row, value) from reason
     try:
         return pa.array(parsed, type_.arrow)
     except (pa.ArrowException, ValueError, OverflowError) as reason:
         raise InputError(f"column {name!r} holds a value that is no {type_}: {reason}", name=name) from reason
+
+
+def _typed(type_: ValueType, value: Any) -> Any:
+    """Return the Python value of a JSON form; ValueError if it is not one of this type."""
+    if value is not None and type_.item is not None and isinstance(value, list):
+        return [_typed(type_.item, each) for each in value]
+    if type_.name in ("Float32", "Float64") and isinstance(value, str) and value in _SPECIAL:
+        return _SPECIAL[value]
+    return type_.from_json(value)
 
 
 def _misfit(name: str, type_: ValueType, row: int, value: Any) -> InputError:
