@@ -32,7 +32,7 @@ departure_delay_v1 = FeatureService(
     description="Will this flight leave late? Asked at its scheduled departure",
 )
 
-# The next model takes more: what is computed when it is asked for. Requests have the flight's distance and schedule beside its keys.
+# The next model takes more: what is computed when it is asked for. Requests have the flight's distance and schedule too.
 # `model/features.lock` is what it was trained on (`featurestore lock departure_delay_v2 -o model/features.lock`): a lookup that
 # names it is refused when the definitions have changed since.
 departure_delay_v2 = FeatureService(

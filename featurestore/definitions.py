@@ -450,7 +450,7 @@ def on_demand_feature_view(
     owner: str = "",
     tags: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[Any], Any]], OnDemandFeatureView]:
-    """Make an on-demand feature view of the function below it, which gives it its name, and its docstring's first line if it has one.
+    """Make an on-demand feature view of the function below it, whose name it takes, and the first line of whose docstring.
 
     `inputs`, `fields` and `mode` are those of `OnDemandFeatureView`.
     """

@@ -3,11 +3,11 @@
 The registry holds no code: of each function it has the file, its name in it, and a hash.
 
     hash    SHA-256, its first 32 hexadecimal digits, of the canonical JSON of [path, text] of every repo file that the function
-            reaches: its own, the files that this one imports relatively, what those import, and the `__init__.py` of their folders,
-            by path. The text is without comments and blank lines, so a change of those is none. Of the function's own file
-            these are left out as well: arguments of `on_demand_feature_view` and docstrings below it, which describe, and definitions and
-            names imported by `from` that no code of the file uses: they are inputs, or for others. Installed packages and files
-            of other kinds are not part of it.
+            reaches: its own, the files that this one imports relatively, what those import, and the `__init__.py` of their
+            folders, by path. The text is without comments and blank lines, so a change of those is none. Of the function's own
+            file these are left out as well: arguments of `on_demand_feature_view` and docstrings below it, which describe, and
+            definitions and names imported by `from` that no code of the file uses: they are inputs, or for others. Installed
+            packages and files of other kinds are not part of it.
     copy    `code/<name>/` in the state folder: the Python files of the definitions folder, as `apply` found them. The name is
             SHA-256, its first 32 hexadecimal digits, of the canonical JSON of [path, SHA-256 of the bytes] of each, by path.
 

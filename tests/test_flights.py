@@ -75,7 +75,7 @@ def test_t09_the_example_serves_what_it_trains_on_in_every_column(flights: Throw
 
 
 def test_the_lock_of_the_example_is_what_its_definitions_are(flights: Throwaway) -> None:
-    """Whoever changes the example's definitions locks them anew: featurestore --repo definitions lock … -o …"""
+    """Whoever changes the example's definitions locks them anew, with `featurestore lock`."""
     made = flights.store.lock(SERVICE, flights.folder / "again.lock")
 
     assert made.fingerprint == json.loads(LOCK.read_text("utf-8"))["fingerprint"]

@@ -413,7 +413,7 @@ def bits(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
 
 
 def test_t09_online_and_offline_equal_an_independent_oracle_bit_for_bit(flights: FeatureStore, weather: dict[str, Any]) -> None:
-    """A lookup, a training set at the same time and a naive computation agree in every bit, nulls included."""
+    """T9: a lookup, a training set at the same time and a naive computation agree in every bit, nulls included."""
     request = asked(200, seed=1)
     rows = [dict(zip(request, values, strict=True)) for values in zip(*request.values(), strict=True)]
     wanted = [expected_row(weather, row, NOON) for row in rows]
