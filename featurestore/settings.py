@@ -21,6 +21,7 @@
     server.training_queue  8                                    how many more may wait; what comes then is told to come again
     server.training_jobs  1                                     how many training-set jobs are computed beside them, 0 for none
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
+    server.log_requests  failed                                 which requests leave a line in the log: failed or all
     server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
     serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
     serving_log.path  .featurestore/serving_log                 the folder of the serving log
@@ -38,7 +39,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -120,6 +121,7 @@ class ServerSettings(_Section):
     training_queue: int = Field(default=8, ge=0)
     training_jobs: int = Field(default=1, ge=0, le=1024)
     grace_seconds: int = Field(default=10, ge=0)
+    log_requests: Literal["failed", "all"] = "failed"
     cors_origins: list[str] = []
 
 

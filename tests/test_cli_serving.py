@@ -168,7 +168,7 @@ def test_serve_becomes_the_server(plant: Path, tmp_path: Path) -> None:
 
     result = in_process("serve", "--port", "8123", "--json", "--debug", cwd=plant, PYTHONPATH=paths)
 
-    assert result == Result(0, f"{plant} --repo . --host 127.0.0.1 --port 8123 --json --debug True\n")
+    assert result == Result(0, f"{plant} --repo . --host 127.0.0.1 --port 8123 --workers 1 --json --debug True\n")
 
 
 @pytest.mark.parametrize("missing", ["featurestore_server", "fastapi", "uvicorn"])

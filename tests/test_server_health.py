@@ -52,7 +52,10 @@ def test_a_registry_that_does_not_answer(store: FeatureStore, monkeypatch: pytes
 def test_readiness_asks_what_is_wired(client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The online store counts if a view is served from it, and not otherwise."""
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready", "checks": {"registry": "ok", "online-store": "ok"}}
+    assert client.get("/readyz").json() == {"status": "ready", "checks": {"registry": "ok", "online-store": "ok", "plans": "ok"}}
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", "redis://127.0.0.1:1")
     with FeatureStore(write_repo(tmp_path / "repo").folder) as empty:
-        assert TestClient(create_app(empty)).get("/readyz").json() == {"status": "ready", "checks": {"registry": "ok"}}
+        assert TestClient(create_app(empty)).get("/readyz").json() == {
+            "status": "ready",
+            "checks": {"registry": "ok", "plans": "ok"},
+        }

@@ -84,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "server.training_queue": 8,
     "server.training_jobs": 1,
     "server.grace_seconds": 10,
+    "server.log_requests": "failed",
     "server.cors_origins": [],
     "serving_log.sample": 0.0,
     "serving_log.path": ".featurestore/serving_log",
@@ -125,6 +126,7 @@ training_processes = 4
 training_queue = 0
 training_jobs = 0
 grace_seconds = 0
+log_requests = "all"
 cors_origins = ["https://a.example"]
 [serving_log]
 sample = 0.5
@@ -155,6 +157,7 @@ flush_seconds = 7.5
         "server.training_queue": 0,
         "server.training_jobs": 0,
         "server.grace_seconds": 0,
+        "server.log_requests": "all",
         "server.cors_origins": ["https://a.example"],
         "serving_log.sample": 0.5,
         "serving_log.path": "/data/log",
@@ -185,6 +188,7 @@ VARIABLES = [
     ("FEATURESTORE_SERVER__TRAINING_QUEUE", "0", "server.training_queue", 0),
     ("FEATURESTORE_SERVER__TRAINING_JOBS", "0", "server.training_jobs", 0),
     ("FEATURESTORE_SERVER__GRACE_SECONDS", "0", "server.grace_seconds", 0),
+    ("FEATURESTORE_SERVER__LOG_REQUESTS", "all", "server.log_requests", "all"),
     ("FEATURESTORE_SERVER__CORS_ORIGINS", '["https://a.example"]', "server.cors_origins", ["https://a.example"]),
     ("FEATURESTORE_SERVING_LOG__SAMPLE", "0.25", "serving_log.sample", 0.25),
     ("FEATURESTORE_SERVING_LOG__PATH", "log", "serving_log.path", "log"),

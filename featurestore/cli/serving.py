@@ -42,6 +42,7 @@ LockOption = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="The address to listen on.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on.")]
+Workers = Annotated[int, typer.Option(min=1, max=256, help="How many processes serve; one that dies is replaced.")]
 TlsCert = Annotated[Path | None, typer.Option(metavar="FILE", help="Serve HTTPS with this certificate chain, in PEM.")]
 TlsKey = Annotated[Path | None, typer.Option(metavar="FILE", help="Its private key, if that is in a file of its own.")]
 Insecure = Annotated[
@@ -78,6 +79,7 @@ def serve(
     call: Invocation,
     host: Host = "127.0.0.1",
     port: Port = 8000,
+    workers: Workers = 1,
     tls_cert: TlsCert = None,
     tls_key: TlsKey = None,
     insecure: Insecure = False,
@@ -96,6 +98,7 @@ def serve(
             raise MissingDependencyError("fastapi" if package == _SERVER else package, "server", "the HTTP service")
     # -P: the files of a repo must not be taken for the modules of an installed package.
     command = [sys.executable, "-P", "-m", _SERVER, "--repo", str(call.repo), "--host", host, "--port", str(port)]
+    command += ["--workers", str(workers)]
     sys.stdout.flush()
     flags = ["--insecure"] * insecure + ["--json"] * call.as_json + ["--debug"] * call.debug
     files = [part for name, file in (("--tls-cert", tls_cert), ("--tls-key", tls_key)) if file for part in (name, str(file))]

@@ -50,6 +50,11 @@ class Multiplexed(asyncio.Protocol):
         self._watch: asyncio.TimerHandle | None = None
         self.failure: redis.RedisError | None = None
 
+    @property
+    def waiting(self) -> int:
+        """How many wait for replies."""
+        return len(self._waiting)
+
     async def exchange(self, payload: bytes, replies: int) -> list[Any]:
         """Send commands and return their replies; refusals are among them as `hiredis.ReplyError`."""
         while not self._room.is_set() and self.failure is None:
@@ -193,6 +198,19 @@ class MultiplexedLinks:
             opening = links[endpoint] = _Opening(task)
         opening.task, opening.next_at = task, loop.time() + next(opening.waits)
         return opening
+
+    def states(self) -> tuple[dict[str, int], int]:
+        """Return how many connections this loop has by state, and how many commands wait for replies on them."""
+        states, waiting = {"open": 0, "opening": 0, "failed": 0}, 0
+        for opening in self._by_loop.get(asyncio.get_running_loop(), {}).values():
+            if not opening.task.done():
+                states["opening"] += 1
+            elif opening.failure is not None:
+                states["failed"] += 1
+            else:
+                states["open"] += 1
+                waiting += opening.task.result().waiting
+        return states, waiting
 
     async def aclose(self) -> None:
         """End this loop's connections."""

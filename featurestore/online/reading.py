@@ -37,6 +37,10 @@ class Reader:
         """Close the connections of the running event loop."""
         await self._multiplexed.aclose()
 
+    def connections(self) -> tuple[dict[str, int], int]:
+        """Return what `OnlineStore.connections` does."""
+        return self._multiplexed.states()
+
     def fetch(self, names: Sequence[bytes | None]) -> Found:
         """Return what is stored under each key, none where nothing is or where there is no key."""
         asked = [name for name in names if name is not None] if None in names else cast("Sequence[bytes]", names)

@@ -149,6 +149,10 @@ class OnlineStore:
         """Return the same as `fetch`, over this event loop's connection to each server."""
         return await self._reader.fetch_async(names)
 
+    def connections(self) -> tuple[dict[str, int], int]:
+        """Return how many connections the running event loop has by state, and how many commands wait for replies on them."""
+        return ({}, 0) if self._connected is None else self._reader.connections()
+
     # Writing
 
     def write(

@@ -10,64 +10,37 @@ import ipaddress
 import json
 import logging
 import os
-import signal
 import socket
 import ssl
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
-
-import uvicorn
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError, RegistryError, SettingsError
-from featurestore_server.app import create_app
+from featurestore_server.supervisor import supervise
+from featurestore_server.worker import BACKLOG, Service, on_signal, serve
 
 __all__ = ["main"]
 
 _LOGGER = logging.getLogger("featurestore_server")
-_THREADS_SECONDS = 0.5
-_BACKLOG = 2048
-
-
-class _Server(uvicorn.Server):
-    """A server that says so once it listens."""
-
-    def __init__(self, config: uvicorn.Config, announcement: str) -> None:
-        super().__init__(config)
-        self.announcement = announcement
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        if self.started:
-            print(self.announcement, flush=True)  # noqa: T201 (the line that whoever started us waits for)
-
-    def end(self, *_: object) -> None:
-        """Serve no more. Uvicorn has the signals while it serves, and raises them again when it is done."""
-        self.should_exit = True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT, then return 0. 1: it cannot serve, and stderr says why. 2: the command line is wrong."""
-    options = _parser().parse_args(arguments)
-    _on_signal(lambda *_: sys.exit(0))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    on_signal(lambda *_: sys.exit(0))
     try:
-        _check_tls(options.tls_cert, options.tls_key)
-        with FeatureStore(options.repo) as store:
-            family, address = _resolved(options.host, options.port)
-            is_local = ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
-            if not is_local and not options.insecure:
-                _check_keys(store, options.host)
-            with _listen(options, family, address) as listener:
-                _serve(store, listener, options, is_open=is_local or options.insecure)
+        if options.worker is not None:
+            return _work(options)
+        return _begin(options, given)
     except (FeatureStoreError, OSError) as reason:
         if options.debug:
             raise
         print(f"featurestore: {reason}", file=sys.stderr)  # noqa: T201 (a command's error)
         return 1
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,11 +49,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repo", metavar="DIR", default=default, help="the folder of featurestore.toml (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=_port, default=8000, help="the port to listen on, 0 for a free one (default: %(default)s)")
+    parser.add_argument("--workers", type=_count, default=1, help="how many processes serve (default: %(default)s)")
     parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate chain, in PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its private key, if that is in a file of its own")
     parser.add_argument("--insecure", action="store_true", help="let everyone in who reaches it, as long as there is no API key")
     parser.add_argument("--json", action="store_true", help="announce the URL as one line of JSON")
-    parser.add_argument("--debug", action="store_true", help="log requests, and show a traceback if it cannot serve")
+    parser.add_argument("--debug", action="store_true", help="log everything, and show a traceback if it cannot serve")
+    for name in ("--worker", "--descriptors", "--shared"):  # what a supervisor tells its workers
+        parser.add_argument(name, help=argparse.SUPPRESS)
     return parser
 
 
@@ -88,6 +64,42 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**16:
         raise argparse.ArgumentTypeError(f"{text!r} is no port: a number from 0 to 65535")
     return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 256:  # noqa: PLR2004 (more processes than any machine has use for)
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of workers: from 1 to 256")
+    return int(text)
+
+
+def _begin(options: argparse.Namespace, given: Sequence[str]) -> int:
+    _check_tls(options.tls_cert, options.tls_key)
+    with FeatureStore(options.repo) as store:
+        family, address = _resolved(options.host, options.port)
+        is_open = options.insecure or _is_local(address)
+        if not is_open:
+            _check_keys(store, options.host)
+        settings = store.settings
+    with _listen(options, family, address) as listener:
+        announce = _announcement(settings.project, listener, options)
+        if options.workers > 1:
+            return supervise(given, options.workers, listener, announce, settings.server.grace_seconds)
+        serve(_service(options, is_open=is_open), listener, announce)
+    return 0
+
+
+def _work(options: argparse.Namespace) -> int:
+    """Serve as one of several."""
+    descriptor, supervisor = map(int, options.descriptors.split(","))
+    with socket.socket(fileno=descriptor) as listener:
+        service = _service(options, is_open=options.insecure or _is_local(listener.getsockname()))
+        begun = lambda: print("serving", flush=True)  # noqa: E731, T201 (what the supervisor waits for)
+        serve(service, listener, begun, worker=int(options.worker), shared=Path(options.shared), supervisor=supervisor)
+    return 0
+
+
+def _service(options: argparse.Namespace, *, is_open: bool) -> Service:
+    return Service(options.repo, is_open, options.tls_cert, options.tls_key, options.debug)
 
 
 def _check_tls(certificate: str | None, key: str | None) -> None:
@@ -100,6 +112,10 @@ def _check_tls(certificate: str | None, key: str | None) -> None:
         except OSError as reason:
             named = " and ".join(filter(None, [certificate, key]))
             raise OSError(f"cannot serve TLS with {named}: {reason.strerror or reason}") from reason
+
+
+def _is_local(address: tuple[Any, ...]) -> bool:
+    return ipaddress.ip_address(address[0].partition("%")[0]).is_loopback
 
 
 def _check_keys(store: FeatureStore, host: str) -> None:
@@ -126,7 +142,7 @@ def _resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ..
 
 def _listen(options: argparse.Namespace, family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
     try:
-        return socket.create_server(address, family=family, backlog=_BACKLOG)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as reason:
         raise _no_address(options.host, options.port, reason) from reason
 
@@ -136,47 +152,13 @@ def _no_address(host: str, port: int, reason: OSError) -> OSError:
     return OSError(f"cannot listen on {host}:{port}: {why}; choose another --host or --port")
 
 
-def _serve(store: FeatureStore, listener: socket.socket, options: argparse.Namespace, *, is_open: bool) -> None:
+def _announcement(project: str, listener: socket.socket, options: argparse.Namespace) -> Callable[[], None]:
+    """Return what says on stdout where it serves: the line that whoever started us waits for."""
     host, port = listener.getsockname()[:2]
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     url = f"{'https' if options.tls_cert else 'http'}://{place}"
-    announcement = f"featurestore serves {store.settings.project} on {url} (docs at /docs)"
-    config = uvicorn.Config(
-        create_app(store, is_open=is_open),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        log_level="debug" if options.debug else "warning",
-        access_log=options.debug,
-        backlog=_BACKLOG,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=store.settings.server.grace_seconds,
-        ssl_certfile=options.tls_cert,
-        ssl_keyfile=options.tls_key,
-    )
-    config.load()
-    if config.ssl is not None:
-        config.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-    server = _Server(config, json.dumps({"url": url}) if options.json else announcement)
-    _on_signal(server.end)
-    server.run([listener])
-    _end_threads()
-
-
-def _on_signal(handler: Callable[..., object]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-
-
-def _end_threads() -> None:
-    """End now if requests that were cut off still compute: Python would wait for their threads, however long they take."""
-    deadline = time.monotonic() + _THREADS_SECONDS
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                os._exit(0)
+    line = json.dumps({"url": url}) if options.json else f"featurestore serves {project} on {url} (docs at /docs)"
+    return lambda: print(line, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,11 +15,13 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
-from featurestore_server import contract, health, historical, online, registry, training_sets
-from featurestore_server.contract import PROBLEM, PROBLEMS, Problem
+from featurestore_server import contract, health, historical, monitoring, online, registry, training_sets
+from featurestore_server.contract import PATH, PROBLEM, PROBLEMS, Problem
 from featurestore_server.gate import Gate
 from featurestore_server.jobs import Jobs
 from featurestore_server.limits import Limits
+from featurestore_server.logs import RequestLog
+from featurestore_server.metrics import Metrics
 from featurestore_server.plans import Plans
 from featurestore_server.problems import UnexpectedErrors, handle_errors
 from featurestore_server.processes import Processes
@@ -37,18 +40,23 @@ class _Service(FastAPI):
     others: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == online.PATH and scope["method"] == "POST":
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] == "POST":
             await self.lookups(scope, receive, send)
         else:
             await self.others(scope, receive, send)
 
 
-def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
+def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | None = None) -> FastAPI:
     """Return the HTTP service of a store, which the caller opens and closes.
 
-    `is_open` says whether requests need no key as long as there never was one; not for a service that others can reach.
+    `is_open` says whether requests need no key as long as there never was one; not for a service that others can reach. `metrics`
+    are those of one of several processes.
     """
-    limits, plans = Limits(store.settings.server), Plans(store, is_open=is_open)
+    limits, metrics = Limits(store.settings.server), metrics or Metrics()
+    plans, log = (
+        Plans(store, metrics, is_open=is_open),
+        RequestLog(metrics, is_complete=store.settings.server.log_requests == "all"),
+    )
     app = _Service(
         title=f"featurestore: {store.settings.project}",
         summary="Feature values for training and serving, by entity key and time",
@@ -57,12 +65,13 @@ def create_app(store: FeatureStore, *, is_open: bool = True) -> FastAPI:
         lifespan=_lifespan,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
-    app.state.store, app.state.limits, app.state.online = store, limits, online.OnlineFeatures(store, plans, limits)
+    app.state.store, app.state.limits, app.state.plans, app.state.metrics = store, limits, plans, metrics
+    app.state.online = online.OnlineFeatures(store, plans, limits, log)
     app.state.processes = Processes(store, store.settings.server.training_processes, store.settings.server.training_queue)
     app.state.submissions, app.state.jobs = Processes(store, _SUBMISSIONS, store.settings.server.training_queue), Jobs(store)
     app.lookups = UnexpectedErrors(app.state.online)
-    app.others = Gate(super(_Service, app).__call__, plans.access, limits)
-    for group in (online, historical, training_sets, registry, health):
+    app.others = Gate(super(_Service, app).__call__, plans.access, limits, log)
+    for group in (online, historical, training_sets, registry, health, monitoring):
         app.include_router(group.router)
     handle_errors(app)
     if store.settings.server.cors_origins:
@@ -89,7 +98,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if answer != "ok":
             _LOGGER.warning("not ready: %s: %s", name, answer)
     async with app.state.online.serving(), app.state.jobs.running():
-        yield
+        saving = asyncio.create_task(_save(app))
+        try:
+            yield
+        finally:
+            saving.cancel()
+
+
+async def _save(app: FastAPI) -> None:
+    """Let the other workers know what this one has counted, once a second."""
+    while app.state.metrics.is_shared:
+        await asyncio.sleep(1)
+        app.state.metrics.save(monitoring.own_gauges(app))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -117,6 +137,7 @@ def _document_problems(schema: dict[str, Any]) -> None:
         "/v1/registry/freshness": guarded,
         "/healthz": set(),
         "/readyz": {"not-ready"},
+        "/metrics": guarded,
     }
     for path, operations in schema["paths"].items():
         for operation in operations.values():

@@ -17,7 +17,8 @@
     GET  /v1/registry/runs           ?view= ?limit=             JSON             materializations, newest first
     GET  /v1/registry/freshness                                 JSON             how far each view's watermark is behind now
     GET  /healthz                                               JSON             the process is up
-    GET  /readyz                                                JSON             what it is wired to answers
+    GET  /readyz                                                JSON             what it is wired to answers, plans are compiled
+    GET  /metrics                                               text             counters and gauges for Prometheus
     GET  /docs, /openapi.json                                                    this contract as OpenAPI
 
 Media types
@@ -105,6 +106,7 @@ __all__ = [
     "KEYS",
     "LOCK_HEADER",
     "PARQUET",
+    "PATH",
     "PROBLEM",
     "PROBLEMS",
     "Columns",
@@ -125,6 +127,9 @@ __all__ = [
     "TrainingSetRecords",
     "Versions",
 ]
+
+PATH = "/v1/online-features"
+"""The hot route."""
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"

@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from featurestore.errors import FeatureStoreError
 from featurestore_server.access import Access, set_key
 from featurestore_server.limits import Limits, exceeded, late
+from featurestore_server.logs import RequestLog
+from featurestore_server.metrics import now
 from featurestore_server.problems import TOO_LATE, ProblemError, refusal
 from featurestore_server.request_ids import HEADER, request_id, set_id
 
@@ -43,8 +45,8 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 class Gate:
     """Lets requests through to an application. `access` gives the keys as they are known."""
 
-    def __init__(self, app: ASGIApp, access: Callable[[], Awaitable[Access]], limits: Limits) -> None:
-        self._app, self._access, self._limits = app, access, limits
+    def __init__(self, app: ASGIApp, access: Callable[[], Awaitable[Access]], limits: Limits, log: RequestLog) -> None:
+        self._app, self._access, self._limits, self._log = app, access, limits, log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -54,6 +56,19 @@ class Gate:
         given = headers_of(scope)
         passage = _Passage(scope, request_id(given.get(HEADER)), receive, send)
         set_id(passage.id)
+        begun, metrics = now(), self._log.metrics
+        metrics.in_flight += 1
+        try:
+            await self._let(passage, given)
+        finally:
+            metrics.in_flight -= 1
+            passage.end()
+            if passage.status:
+                series = metrics.series(getattr(scope.get("route"), "path", "other"))
+                self._log.end(series, scope, passage.status, now() - begun, passage.id)
+
+    async def _let(self, passage: _Passage, given: dict[bytes, bytes]) -> None:
+        scope = passage.scope
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
             if path not in _PUBLIC:
@@ -63,10 +78,7 @@ class Gate:
             await refusal(error, scope["method"], path)(scope, passage.receive, passage.send)
             return
         passage.begin(*self._limits.seconds_of(path))
-        try:
-            await self._app(scope, passage.receive, passage.send)
-        finally:
-            passage.end()
+        await self._app(scope, passage.receive, passage.send)
 
 
 _PUBLIC = frozenset({"/healthz", "/readyz"})  # whoever probes has no key, and waits for no registry
@@ -76,8 +88,8 @@ class _Passage:
     """One request on its way through."""
 
     def __init__(self, scope: Scope, identifier: bytes, receive: Receive, send: Send) -> None:
-        self._scope, self._receive, self._send = scope, receive, send
-        self.id = identifier
+        self.scope, self._receive, self._send = scope, receive, send
+        self.id, self.status = identifier, 0
         self._setting, self._most, self._taken = "", 0, 0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -93,7 +105,7 @@ class _Passage:
         assert task is not None
 
         def end() -> None:
-            self._scope[TOO_LATE] = late(setting, seconds)
+            self.scope[TOO_LATE] = late(setting, seconds)
             task.cancel()
 
         self._timer = asyncio.get_running_loop().call_later(seconds, end)
@@ -115,6 +127,7 @@ class _Passage:
         """Send; an answer begins with the headers that each has."""
         if message["type"] == "http.response.start":
             self.end()
-            headers = [*message.get("headers", ()), *safe_headers(self._scope), (HEADER, self.id)]
+            self.status = message["status"]
+            headers = [*message.get("headers", ()), *safe_headers(self.scope), (HEADER, self.id)]
             message = {**message, "headers": headers}
         await self._send(message)

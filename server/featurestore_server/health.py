@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore_server.contract import Health, Readiness
 from featurestore_server.dependencies import Store
+from featurestore_server.plans import Plans
 from featurestore_server.problems import ProblemError
 
 __all__ = ["checks", "router"]
@@ -27,9 +28,9 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", summary="What the service is wired to answers")
-def readyz(store: Store) -> Readiness:
-    """Answer 503 and say which check failed unless everything that requests need answers."""
-    found = checks(store)
+def readyz(store: Store, request: Request) -> Readiness:
+    """Answer 503 and say which check failed unless all that requests need answers, and every service's lookup is compiled."""
+    found = checks(store) | {"plans": _warm(request.app.state.plans)}
     failed = [name for name, answer in found.items() if answer != _OK]
     if failed:
         _LOGGER.warning("not ready: %s", "; ".join(f"{name}: {found[name]}" for name in failed))
@@ -51,6 +52,14 @@ def checks(store: FeatureStore) -> dict[str, str]:
     if is_served_online:
         found["online-store"] = _pinged(store)
     return found
+
+
+def _warm(plans: Plans) -> str:
+    try:
+        plans.be_warm()
+    except FeatureStoreError as reason:
+        return str(reason)
+    return _OK
 
 
 def _pinged(store: FeatureStore) -> str:

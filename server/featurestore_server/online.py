@@ -29,10 +29,12 @@ from featurestore.online.fetching import Found
 from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.online.vectors import Request as Lookup
 from featurestore_server.access import permit, set_key
-from featurestore_server.contract import ARROW, JSON, OnlineAnswer, OnlineOptions, OnlineRequest
+from featurestore_server.contract import ARROW, JSON, PATH, OnlineAnswer, OnlineOptions, OnlineRequest
 from featurestore_server.dependencies import Received, checked_fingerprint, received, request_schema, validated
 from featurestore_server.gate import headers_of, safe_headers
 from featurestore_server.limits import Limits, late
+from featurestore_server.logs import RequestLog
+from featurestore_server.metrics import now
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.plans import Plan, Plans
 from featurestore_server.problems import ProblemError, nearest, refusal
@@ -40,11 +42,10 @@ from featurestore_server.request_ids import HEADER, request_id, set_id
 from featurestore_server.tables import read_table
 from featurestore_server.values import check_lengths, from_json, to_json
 
-__all__ = ["PATH", "OnlineFeatures", "router"]
-
-PATH = "/v1/online-features"
+__all__ = ["OnlineFeatures", "router"]
 
 _MEMBERS = frozenset(OnlineRequest.model_fields)
+_WARMING = b"featurestore"  # a key that no row has: asking for it opens the connection before a request waits for it
 _LARGE_BYTES = 65_536  # of a body that the event loop leaves to a thread
 
 router = APIRouter(tags=["features"])
@@ -63,7 +64,8 @@ async def online_features(request: Request) -> Response:
     # Documents the route, and answers where the application is mounted under a prefix, which hides the path from the fast way.
     lookups: OnlineFeatures = request.app.state.online
     asked = await received(JSON, ARROW)(request)
-    return Response(await lookups.answer(asked), media_type=asked.answer_type)
+    content, _ = await lookups.answer(asked)
+    return Response(content, media_type=asked.answer_type)
 
 
 class _Asked(NamedTuple):
@@ -77,8 +79,8 @@ class _Asked(NamedTuple):
 class OnlineFeatures:
     """The route as an ASGI application."""
 
-    def __init__(self, store: FeatureStore, plans: Plans, limits: Limits) -> None:
-        self._store, self._plans, self._limits = store, plans, limits
+    def __init__(self, store: FeatureStore, plans: Plans, limits: Limits, log: RequestLog) -> None:
+        self._store, self._plans, self._limits, self._log = store, plans, limits, log
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @asynccontextmanager
@@ -86,6 +88,7 @@ class OnlineFeatures:
         """Serve on the running event loop, over one connection to each server of the online store, which is closed at the end."""
         with suppress(FeatureStoreError):  # it may answer later
             await self._plans.serving()
+            await self._store.online.fetch_async([_WARMING])
         self._loop = asyncio.get_running_loop()
         try:
             yield
@@ -95,28 +98,28 @@ class OnlineFeatures:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        given = headers_of(scope)
+        begun, given, log = now(), headers_of(scope), self._log
         identifier = request_id(given.get(HEADER))
-        headers = [*safe_headers(scope), (HEADER, identifier)]
+        log.metrics.in_flight += 1
         try:
             async with asyncio.timeout(self._limits.seconds):
                 set_key((await self._plans.access()).admit(given.get(b"authorization"), PATH))
                 request = await self._received(scope, given, receive)
-                content = await self.answer(request)
-        except (ProblemError, FeatureStoreError) as error:
+                content, plan = await self.answer(request)
+            status, series, type_ = 200, plan.series, request.answer_type.encode()
+            headers = [(b"content-type", type_), (b"content-length", b"%d" % len(content))]
+        except (ProblemError, FeatureStoreError, TimeoutError) as error:
             set_id(identifier)
-            response = refusal(error, scope["method"], PATH)
-            response.raw_headers += headers
-            await response(scope, receive, send)
-            return
-        except TimeoutError:
-            response = late("request_timeout_ms", self._limits.seconds).response()
-            response.raw_headers += headers
-            await response(scope, receive, send)
-            return
-        headers += [(b"content-type", request.answer_type.encode()), (b"content-length", b"%d" % len(content))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
+            problem = late("request_timeout_ms", self._limits.seconds) if isinstance(error, TimeoutError) else error
+            response = refusal(problem, scope["method"], PATH)
+            status, series = response.status_code, log.metrics.series(PATH)
+            headers, content = response.raw_headers, bytes(response.body)
+        finally:
+            log.metrics.in_flight -= 1
+        headers = [*headers, *safe_headers(scope), (HEADER, identifier)]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
+        log.end(series, scope, status, now() - begun, identifier)
 
     async def _received(self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive) -> Received:
         types = _negotiated(given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b""))
@@ -142,8 +145,8 @@ class OnlineFeatures:
             message = await receive()
         raise ClientDisconnect
 
-    async def answer(self, request: Received) -> bytes:
-        """Return the answer to a request, in the type that it accepts.
+    async def answer(self, request: Received) -> tuple[bytes, Plan]:
+        """Return the answer to a request, in the type that it accepts, and the plan behind it.
 
         Raises:
             ProblemError, FeatureStoreError: it is refused, or cannot be answered now.
@@ -160,13 +163,13 @@ class OnlineFeatures:
         self._limits.check_features(len(plan.lookup.selection.columns))
         lookup = await asyncio.to_thread(_request, plan, asked, self._limits) if is_large else _request(plan, asked, self._limits)
         found = await self._fetch(lookup)
-        now = self._store.clock()
-        made = plan.lookup.answer(lookup, found, now=now)
+        present = self._store.clock()
+        made = plan.lookup.answer(lookup, found, now=present)
         write = _json_answer if request.answer_type == JSON else _arrow_answer
         content = await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
         if self._store.serving_log is not None:
-            self._store.serving_log.offer(lookup, found, made, now)
-        return content
+            self._store.serving_log.offer(lookup, found, made, present)
+        return content, plan
 
     def _check(self, asked: _Asked) -> None:
         if type(asked.wanted) is list:

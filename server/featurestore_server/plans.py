@@ -13,7 +13,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -26,7 +27,8 @@ from featurestore.registry.api_keys import ApiKey
 from featurestore.registry.selection import select
 from featurestore.registry.state import Applied
 from featurestore_server.access import Access
-from featurestore_server.contract import KEYS
+from featurestore_server.contract import KEYS, PATH
+from featurestore_server.metrics import Metrics, Series
 from featurestore_server.values import Writer, are_finite, plain_writer
 
 __all__ = ["Plan", "Plans", "Serving"]
@@ -44,14 +46,14 @@ _REQUEST_KINDS = _AS_THEY_ARE | {"Float64": (float, int), "Float32": (float, int
 
 
 class Plan:
-    """A lookup, which types JSON values of its columns have, and what makes JSON values of those of its features that are not JSON.
+    """A lookup, its counters, which types JSON values of its columns have, and what makes JSON of the features that are not JSON.
 
     `given` is none if a column's values in JSON are not what the lookup takes; `readers` read those that are texts of times and
     dates. `numbers` are the features that are floats, which are JSON as long as they are finite.
     """
 
-    def __init__(self, lookup: LookupPlan) -> None:
-        self.lookup = lookup
+    def __init__(self, lookup: LookupPlan, series: Series) -> None:
+        self.lookup, self.series = lookup, series
         self.fingerprint = lookup.selection.fingerprint()
         self.schema_metadata = {KEYS: orjson.dumps({name: str(type_) for name, type_ in lookup.needed.items()})}
         kinds = [
@@ -84,6 +86,7 @@ class Serving:
     keys: tuple[ApiKey, ...]
     access: Access
     functions: Functions
+    metrics: Metrics
     plans: dict[str | tuple[str, ...], Plan] = field(default_factory=dict)
 
     def plan(self, wanted: str | Sequence[str]) -> Plan:
@@ -91,18 +94,26 @@ class Serving:
         name = wanted if isinstance(wanted, str) else tuple(wanted)
         plan = self.plans.get(name)
         if plan is None:
-            plan = Plan(LookupPlan(select(self.applied, wanted), self.functions.of))
+            lookup = LookupPlan(select(self.applied, wanted), self.functions.of)
+            plan = Plan(lookup, self.metrics.series(PATH, wanted if isinstance(wanted, str) else ""))
             if len(self.plans) >= _PLANS:
                 self.plans.clear()
             self.plans[name] = plan
         return plan
 
+    def warm(self) -> None:
+        """Compile the lookups of all services, but for those that cannot be answered, which say why when they are asked for."""
+        for kind, name in self.applied.specs:
+            if kind == "feature service":
+                with suppress(FeatureStoreError):
+                    self.plan(name)
+
 
 class Plans:
     """The plans of a store; threads and event loops may share it."""
 
-    def __init__(self, store: FeatureStore, *, is_open: bool = True) -> None:
-        self._store, self._is_open = store, is_open
+    def __init__(self, store: FeatureStore, metrics: Metrics, *, is_open: bool = True) -> None:
+        self._store, self._metrics, self._is_open = store, metrics, is_open
         self._lock = threading.Lock()
         self._serving: Serving | None = None
         self._looked_at = 0.0
@@ -131,6 +142,21 @@ class Plans:
         look.add_done_callback(_retrieve)
         await asyncio.wait([look], timeout=max(0.0, self._since + _WAIT_SECONDS - time.monotonic()))
         return self._serving
+
+    @property
+    def last(self) -> Serving | None:
+        """What the registry said last, however long ago; none if it was never read."""
+        return self._serving
+
+    @property
+    def age(self) -> float:
+        """For how many seconds it has not been read."""
+        return time.monotonic() - self._looked_at
+
+    def be_warm(self) -> None:
+        """Wait until the lookups of all services are compiled. Raises as `serving`."""
+        if self._serving is None:
+            self._look().result()
 
     async def access(self) -> Access:
         """Return the keys as they are known. Raises as `serving`."""
@@ -163,8 +189,10 @@ class Plans:
         known = self._serving
         access = known.access if known is not None and known.keys == keys else Access(keys, is_open=self._is_open)
         if known is None or known.applied != applied:
-            return Serving(applied, keys, access, self._store.functions)
-        return known if known.access is access else Serving(known.applied, keys, access, known.functions, known.plans)
+            new = Serving(applied, keys, access, self._store.functions, self._metrics)
+            new.warm()  # here, where no request waits for it
+            return new
+        return known if known.access is access else replace(known, keys=keys, access=access)
 
     def _end_look(self) -> None:
         with self._lock:

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from featurestore import FeatureStore
+from featurestore_server.contract import JSON
+from tests.service import ONLINE, USERS
+from tests.test_server_lookups import until
+from tests.test_server_process import run, serving
+
+LOOKUP = {"feature_service": "everything", "entities": USERS}
+
+
+def children(process: subprocess.Popen[str]) -> set[int]:
+    """Return the processes that a process has started."""
+    return set(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that nobody waits for may stay as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def team(store: FeatureStore) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service of two workers, and its URL."""
+    with serving(store.settings.root, "--workers", "2", "--json") as (process, line):
+        yield process, json.loads(line)["url"]
+
+
+def test_a_worker_that_dies_is_replaced(team: tuple[subprocess.Popen[str], str]) -> None:
+    """While one of two is killed and comes back, every new connection is answered; what was counted goes on."""
+    process, url = team
+    before = children(process)
+    assert len(before) == 2
+    for _ in range(20):
+        assert httpx.post(f"{url}{ONLINE}", json=LOOKUP).status_code == 200
+    time.sleep(1.2)  # what was counted is shared once a second
+    os.kill(min(before), signal.SIGKILL)
+    until(lambda: len(children(process)) == 2 and min(before) not in children(process))
+    for _ in range(20):
+        assert httpx.post(f"{url}{ONLINE}", json=LOOKUP).status_code == 200
+    counted = f'featurestore_requests_total{{route="{ONLINE}",service="everything",status="200"}} 40\n'
+    until(lambda: counted in httpx.get(f"{url}/metrics").text)
+
+
+def test_workers_finish_what_they_have_begun(team: tuple[subprocess.Popen[str], str]) -> None:
+    """SIGTERM while a request is half sent: it is answered when the rest comes, no new connection is, and all processes end with 0."""
+    process, url = team
+    workers = children(process)
+    body = json.dumps(LOOKUP).encode()
+    head = f"POST {ONLINE} HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 10) as connection:
+        connection.sendall(head + body[:10])
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        connection.sendall(body[10:])
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    out, err = process.communicate(timeout=20)
+
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"connection: close" in answer
+    assert (process.returncode, out) == (0, "")
+    assert [json.loads(line)["message"].partition("(")[0] for line in err.splitlines()] in ([], ["worker 0 "], ["worker 1 "])
+    assert not [pid for pid in workers if is_alive(pid)]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
+def test_workers_end_with_their_parent(store: FeatureStore) -> None:
+    """A parent that is killed leaves no worker behind."""
+    with serving(store.settings.root, "--workers", "2", "--json") as (process, _):
+        workers = children(process)
+        process.kill()
+        until(lambda: not any(map(is_alive, workers)))
+    assert len(workers) == 2
+
+
+def test_one_process_finishes_what_it_has_begun(store: FeatureStore) -> None:
+    """Requests under way at SIGTERM get whole answers, and nobody who was let in is cut off."""
+    statuses, stop = [], threading.Event()
+    with serving(store.settings.root, "--json") as (process, line):
+        url = json.loads(line)["url"]
+
+        def ask() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(httpx.ConnectError), httpx.Client() as client:
+                    statuses.append(client.post(f"{url}{ONLINE}", json=LOOKUP).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.7)
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+    assert process.returncode == 0
+    assert set(statuses) == {200}
+
+
+def test_workers_that_cannot_start(store: FeatureStore) -> None:
+    """A number of workers that is none is wrong usage; a fault that each of them would have is found before they start."""
+    repo = str(store.settings.root)
+
+    assert run("--repo", repo, "--workers", "0").returncode == 2
+    refused = run("--repo", repo, "--workers", "2", "--host", "0.0.0.0")  # noqa: S104 (what must be refused)
+    assert (refused.returncode, "there is no API key" in refused.stderr) == (1, True)
