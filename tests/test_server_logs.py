@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import subprocess
@@ -47,10 +48,10 @@ def test_all_requests_can_leave_a_line(
 ) -> None:
     """With log_requests = "all" those that succeed leave one too."""
     monkeypatch.setenv("FEATURESTORE_SERVER__LOG_REQUESTS", "all")
+    caplog.set_level(logging.INFO, "featurestore_server.requests")
     with FeatureStore(store.settings.root) as talkative, TestClient(create_app(talkative)) as client:
-        with caplog.at_level(logging.INFO, "featurestore_server.requests"):
-            client.post(ONLINE, json=LOOKUP)
-            client.get("/healthz")
+        client.post(ONLINE, json=LOOKUP)
+        client.get("/healthz")
     found = [(line["path"], line["status"]) for line in lines(caplog) if line["logger"] == "featurestore_server.requests"]
 
     assert found == [(ONLINE, 200), ("/healthz", 200)]
@@ -58,14 +59,23 @@ def test_all_requests_can_leave_a_line(
 
 @pytest.mark.parametrize("path", [ONLINE, "/readyz"])
 def test_what_is_wrong_inside_is_logged_under_the_request_s_id(
-    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, path: str
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     """The reason that an answer keeps to itself stands in the log under the id that the answer has."""
     monkeypatch.setenv("FEATURESTORE_ONLINE__URL", "redis://127.0.0.1:1")
-    with FeatureStore(store.settings.root) as cut_off, TestClient(create_app(cut_off)) as client:
-        client.request("POST" if path == ONLINE else "GET", path, json=LOOKUP, headers={"X-Request-Id": "mine"})
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    handler.setFormatter(_Lines())
+    logger = logging.getLogger("featurestore_server")
+    logger.addHandler(handler)
+    try:
+        with FeatureStore(store.settings.root) as cut_off, TestClient(create_app(cut_off)) as client:
+            client.request("POST" if path == ONLINE else "GET", path, json=LOOKUP, headers={"X-Request-Id": "mine"})
+    finally:
+        logger.removeHandler(handler)
+    found = map(json.loads, written.getvalue().splitlines())
 
-    assert [line for line in lines(caplog) if "127.0.0.1:1" in line["message"] and line.get("request_id") == "mine"]
+    assert [line for line in found if "127.0.0.1:1" in line["message"] and line.get("request_id") == "mine"]
 
 
 def test_the_process_writes_json_lines(store: FeatureStore) -> None:

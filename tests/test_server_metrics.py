@@ -21,7 +21,7 @@ Samples = dict[tuple[Any, ...], float]
 
 
 def parsed(text: str) -> Samples:
-    """Return the samples of Prometheus' text form by name and labels; every line is one, or says what a name is, before its samples."""
+    """Return the samples of Prometheus' text form by name and labels; what a name is stands before its samples."""
     samples: Samples = {}
     kinds: dict[str, str] = {}
     for line in text.splitlines():
@@ -120,7 +120,7 @@ def test_the_stores_behind_are_gauges(store: FeatureStore) -> None:
 
 
 def test_workers_add_up(tmp_path: Path) -> None:
-    """Whichever worker is scraped, counters are the sum of all; one that replaces another goes on where that was; gauges keep apart."""
+    """Whichever worker is scraped, counters are the sum of all; a successor goes on counting; gauges keep apart."""
     one, two = Metrics(0, tmp_path), Metrics(1, tmp_path)
     one.series("r", "s").count(200, 0.001)
     two.series("r", "s").count(200, 0.2)

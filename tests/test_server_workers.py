@@ -60,7 +60,7 @@ def test_a_worker_that_dies_is_replaced(team: tuple[subprocess.Popen[str], str])
 
 
 def test_workers_finish_what_they_have_begun(team: tuple[subprocess.Popen[str], str]) -> None:
-    """SIGTERM while a request is half sent: it is answered when the rest comes, no new connection is, and all processes end with 0."""
+    """SIGTERM while a request is half sent: it is answered when the rest comes, no new connection is, and all end with 0."""
     process, url = team
     workers = children(process)
     body = json.dumps(LOOKUP).encode()
