@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from featurestore import cli
 from featurestore.settings import Settings
