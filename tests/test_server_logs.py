@@ -15,8 +15,7 @@ from starlette.testclient import TestClient
 from featurestore import FeatureStore
 from featurestore_server.app import create_app
 from featurestore_server.logs import _Lines
-from tests.service import ONLINE, USERS
-from tests.test_server_process import serving
+from tests.service import ONLINE, USERS, serving
 
 LOOKUP = {"feature_service": "everything", "entities": USERS}
 

@@ -16,9 +16,9 @@ import pytest
 
 from featurestore import FeatureStore
 from featurestore_server.contract import JSON
-from tests.service import ONLINE, USERS
+from tests.service import ONLINE, USERS, serving
 from tests.test_server_lookups import until
-from tests.test_server_process import run, serving
+from tests.test_server_process import run
 
 LOOKUP = {"feature_service": "everything", "entities": USERS}
 
