@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Callable
 from typing import Any, cast
 
 import hiredis
@@ -25,13 +26,37 @@ _MOST_WAITING = 4096
 
 
 class _Waiting:
-    """One who waits for some replies."""
+    """One who waits for some replies, in a task."""
 
     __slots__ = ("future", "left", "replies", "since")
 
     def __init__(self, future: asyncio.Future[list[Any]], count: int, since: float) -> None:
         self.future, self.left, self.since = future, count, since
         self.replies: list[Any] = []
+
+    def end(self) -> None:
+        if not self.future.done():  # its task may have been cancelled; the reply is for nobody then
+            self.future.set_result(self.replies)
+
+    def fail(self, reason: redis.RedisError) -> None:
+        if not self.future.done():
+            self.future.set_exception(reason)
+
+
+class _Called:
+    """One who is called with one reply, or with none if there will be none."""
+
+    __slots__ = ("callback", "left", "replies", "since")
+
+    def __init__(self, callback: Callable[[Any], None], since: float) -> None:
+        self.callback, self.left, self.since = callback, 1, since
+        self.replies: list[Any] = []
+
+    def end(self) -> None:
+        self.callback(self.replies[0])
+
+    def fail(self, _: redis.RedisError) -> None:
+        self.callback(None)
 
 
 class Multiplexed(asyncio.Protocol):
@@ -42,7 +67,7 @@ class Multiplexed(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_Waiting | _Called] = deque()
         self._out: list[bytes] = []
         self._room = asyncio.Event()
         self._room.set()
@@ -62,6 +87,17 @@ class Multiplexed(asyncio.Protocol):
         if self.failure is not None:
             raise self.failure
         waiting = _Waiting(self._loop.create_future(), replies, self._loop.time())
+        self._send(payload, waiting)
+        return await waiting.future
+
+    def send_soon(self, payload: bytes, callback: Callable[[Any], None]) -> bool:
+        """Send a command of one reply with which `callback` is called, or with none if it fails; false if there is no room now."""
+        if self.failure is not None or not self._room.is_set():
+            return False
+        self._send(payload, _Called(callback, self._loop.time()))
+        return True
+
+    def _send(self, payload: bytes, waiting: _Waiting | _Called) -> None:
         self._waiting.append(waiting)
         if len(self._waiting) >= _MOST_WAITING:
             self._room.clear()
@@ -70,7 +106,6 @@ class Multiplexed(asyncio.Protocol):
         self._out.append(payload)
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look_at_the_clock)
-        return await waiting.future
 
     def close(self) -> None:
         """End it; whoever waits gets an error."""
@@ -100,8 +135,7 @@ class Multiplexed(asyncio.Protocol):
             self._watch = None
         waiting, self._waiting = self._waiting, deque()
         for each in waiting:
-            if not each.future.done():
-                each.future.set_exception(self.failure)
+            each.fail(self.failure)
         self._room.set()
         if self._transport is not None:
             self._transport.abort()
@@ -141,8 +175,7 @@ class Multiplexed(asyncio.Protocol):
                 first.left -= 1
                 if not first.left:
                     waiting.popleft()
-                    if not first.future.done():  # its task may have been cancelled; the reply is for nobody then
-                        first.future.set_result(first.replies)
+                    first.end()
         except (hiredis.ProtocolError, IndexError) as reason:
             self._fail(redis.ConnectionError(f"{self._endpoint} does not speak the protocol: {reason}"))
         if not self._room.is_set():
@@ -180,6 +213,11 @@ class MultiplexedLinks:
         # Shielded, since a task that is cancelled must not cancel the connection that others wait for.
         link = opening.task.result() if opening.task.done() else await asyncio.shield(opening.task)
         return await link.exchange(payload, replies)
+
+    def ready(self, endpoint: Endpoint) -> Multiplexed | None:
+        """Return this loop's connection to an endpoint, none unless it is open."""
+        opening = self._by_loop.get(asyncio.get_running_loop(), {}).get(endpoint)
+        return None if opening is None or opening.failure is not None or not opening.task.done() else opening.task.result()
 
     def _opening(self, endpoint: Endpoint) -> _Opening:
         loop = asyncio.get_running_loop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
@@ -68,6 +68,19 @@ class Reader:
             with translated(self._settings):
                 found = await self._fetch_async(asked)
         return _spread(names, found)
+
+    def fetch_soon(self, names: Sequence[bytes | None], done: Callable[[Found | None], None]) -> bool:
+        """Ask for what is stored under keys, if that takes one command on an open connection; false if it does not.
+
+        `done` is called in a later turn of the loop with what `fetch` returns, or with none if it has to be asked again.
+        """
+        layout = self._topology.known
+        if layout is None or layout.owners is not None or not 0 < len(names) <= MGET_KEYS or None in names:
+            return False
+        link = self._multiplexed.ready(layout.endpoints[0])
+        return link is not None and link.send_soon(
+            mget(cast("Sequence[bytes]", names)), lambda reply: done(reply if type(reply) is list else None)
+        )
 
     def _fetch(self, keys: Sequence[bytes]) -> Found:
         topology, links = self._topology, self._links

@@ -149,6 +149,14 @@ class OnlineStore:
         """Return the same as `fetch`, over this event loop's connection to each server."""
         return await self._reader.fetch_async(names)
 
+    def fetch_soon(self, names: Sequence[bytes | None], done: Callable[[Found | None], None]) -> bool:
+        """Ask on the running event loop without waiting, and call `done` with what `fetch` returns; false if it cannot be so.
+
+        That is the common case: one server, an open connection with room, no more keys than one command reads. `done` gets none if
+        it failed, and `fetch_async` has to try again.
+        """
+        return self._connected is not None and self._reader.fetch_soon(names, done)
+
     def connections(self) -> tuple[dict[str, int], int]:
         """Return how many connections the running event loop has by state, and how many commands wait for replies on them."""
         return ({}, 0) if self._connected is None else self._reader.connections()

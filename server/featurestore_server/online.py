@@ -8,7 +8,7 @@ the requests of the same moment.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from featurestore_server.dependencies import Received, checked_fingerprint, rece
 from featurestore_server.gate import headers_of, safe_headers
 from featurestore_server.limits import Limits, late
 from featurestore_server.logs import RequestLog
-from featurestore_server.metrics import now
+from featurestore_server.metrics import Series, now
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.plans import Plan, Plans
 from featurestore_server.problems import ProblemError, nearest, refusal
@@ -42,7 +42,7 @@ from featurestore_server.request_ids import HEADER, request_id, set_id
 from featurestore_server.tables import read_table
 from featurestore_server.values import check_lengths, from_json, to_json
 
-__all__ = ["OnlineFeatures", "router"]
+__all__ = ["OnlineFeatures", "Short", "router"]
 
 _MEMBERS = frozenset(OnlineRequest.model_fields)
 _WARMING = b"featurestore"  # a key that no row has: asking for it opens the connection before a request waits for it
@@ -74,6 +74,14 @@ class _Asked(NamedTuple):
     wanted: str | list[str]
     entities: dict[str, list[Any]] | pa.Table
     has_metadata: bool
+
+
+class Short(NamedTuple):
+    """An answer, its type, and where it counts."""
+
+    content: bytes
+    type: str
+    series: Series
 
 
 class OnlineFeatures:
@@ -120,6 +128,48 @@ class OnlineFeatures:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
         log.end(series, scope, status, now() - begun, identifier)
+
+    def begin(self, given: Mapping[bytes, bytes], body: bytes, done: Callable[[Short | None], None]) -> bool:
+        """Answer in two steps that wait for nothing, if a request is as most are; false if it is not, and needs the long way.
+
+        `done` is called in a later turn of the event loop, with none if it needs the long way after all. What is refused is refused
+        there, in the same words.
+        """
+        serving = self._plans.known()
+        if serving is None or self._loop is None:
+            return False
+        try:
+            key = serving.access.admit(given.get(b"authorization"), PATH)
+            sent, type_ = _negotiated(
+                given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b"")
+            )
+            asked = _valid(orjson.loads(body)) if sent == JSON else None
+            if asked is None:
+                return False
+            permit(asked.wanted, key)
+            self._check(asked)
+            plan = serving.plan(asked.wanted)
+            self._limits.check_features(len(plan.lookup.places))
+            if not _is_given(asked.entities, plan):
+                return False
+            lookup = plan.lookup.request(asked.entities)
+        except (ProblemError, FeatureStoreError, orjson.JSONDecodeError):
+            return False
+        clock, write = self._store.clock, _json_answer if type_ == JSON else _arrow_answer
+
+        def end(found: Found | None) -> None:
+            short = None
+            if found is not None:
+                with suppress(Exception):  # the long way says what is wrong
+                    short = Short(write(plan, asked, plan.lookup.answer(lookup, found, now=clock())), type_, plan.series)
+            done(short)
+
+        return self._store.online.fetch_soon(lookup.names, end)
+
+    @property
+    def log(self) -> RequestLog:
+        """Where requests are counted."""
+        return self._log
 
     async def _received(self, scope: Scope, given: Mapping[bytes, bytes], receive: Receive) -> Received:
         types = _negotiated(given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b""))

@@ -20,6 +20,7 @@ from featurestore import FeatureStore
 from featurestore_server import logs
 from featurestore_server.app import create_app
 from featurestore_server.metrics import Metrics
+from featurestore_server.shortcut import protocol_of
 
 __all__ = ["Service", "on_signal", "serve"]
 
@@ -71,10 +72,11 @@ def serve(
     """Serve until SIGTERM or SIGINT, or until `supervisor`, a pipe, is closed at its other end. Calls `begun` once it answers."""
     logs.configure(level=logging.DEBUG if service.debug else logging.WARNING)
     with FeatureStore(service.repo) as store:
+        app = create_app(store, is_open=service.is_open, metrics=Metrics(worker, shared))
         config = uvicorn.Config(
-            create_app(store, is_open=service.is_open, metrics=Metrics(worker, shared)),
+            app,
             loop="uvloop",
-            http="httptools",
+            http=protocol_of(app.state.online, is_short=not store.settings.server.cors_origins),
             ws="none",
             lifespan="on",
             log_config=None,
