@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.online.rows import NO_EVENT_TIME, RowCodec, is_deleted
+from featurestore.online.rows import HEADER_BYTES, NO_EVENT_TIME, RowCodec, is_deleted
 from featurestore.online.status import Status
 
 __all__ = ["OnlineRows"]
@@ -24,11 +24,14 @@ class OnlineRows:
 
     def __init__(self, codec: RowCodec, ttl: int | None, values: Sequence[bytes | None], now: int | Sequence[int]) -> None:
         """Take the stored values, the TTL in microseconds, and the present, or that of each row."""
-        is_found = [value is not None and not is_deleted(value) for value in values]
+        is_each_whole = codec.is_each_whole(values)
+        is_found = [
+            is_each_whole or (value is not None and (len(value) > HEADER_BYTES or not is_deleted(value))) for value in values
+        ]
         self._is_whole = all(is_found)
         self._is_found = is_found
         stored = values if self._is_whole else [value for value, is_there in zip(values, is_found, strict=True) if is_there]
-        self._batch = codec.open(cast("Sequence[bytes]", stored))
+        self._batch = codec.open(cast("Sequence[bytes]", stored), is_checked=is_each_whole)
         self.status_list = [Status.PRESENT] * len(values)
         if not self._is_whole:
             self.status_list = [Status.PRESENT if is_there else Status.NOT_FOUND for is_there in is_found]
@@ -70,6 +73,10 @@ class OnlineRows:
                 for column in filled:
                     column[place] = None
         return filled
+
+    def arrays(self) -> list[npt.NDArray[Any]] | None:
+        """Return the features as arrays, none unless all are numbers or booleans, finite and not null."""
+        return None if any(self.status_list) else self._batch.arrays()
 
     @cached_property
     def event_times(self) -> pa.Array:

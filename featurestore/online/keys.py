@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -179,6 +179,18 @@ class KeyCodec:
 
         The answer as a whole is none where a value is not of the very type that its column needs.
         """
+        endings = self.endings(columns)
+        return None if endings is None else self.ending_in(endings)
+
+    def ending_in(self, endings: Sequence[bytes | None]) -> list[bytes | None]:
+        """Return the keys that end so, none for none."""
+        prefix = self._prefix
+        if None in endings:
+            return [None if ending is None else prefix + ending for ending in endings]
+        return [prefix + ending for ending in cast("Sequence[bytes]", endings)]
+
+    def endings(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None] | None:
+        """Return the same as `plain` without what is the version's, so versions with the same key columns share them."""
         parts: list[list[bytes | None]] = []
         try:
             for column, known, has_length in zip(columns, self._plain, self._has_length, strict=True):
@@ -192,11 +204,8 @@ class KeyCodec:
         except (struct.error, UnicodeError):
             return None
         keys = parts[0] if len(parts) == 1 else [None if None in row else b"".join(row) for row in zip(*parts, strict=True)]
-        prefix, crc32 = self._prefix, zlib.crc32
-        return [
-            None if key is None else b"%b%b%b%b" % (prefix, _FIRST[(hashed := crc32(key)) >> 6 & 4095], _LAST[hashed & 63], key)
-            for key in keys
-        ]
+        crc32, first, last = zlib.crc32, _FIRST, _LAST
+        return [None if key is None else first[(hashed := crc32(key)) >> 6 & 4095] + last[hashed & 63] + key for key in keys]
 
     def names(self, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
         """Return the key of each row of columns of the declared types, none for a row with a null."""

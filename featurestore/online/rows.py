@@ -30,7 +30,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -139,6 +139,7 @@ class RowCodec:
         self.runs = list(self._grouped(offsets))
         self.row = struct.Struct(f"<17x{self.bitmap}s" + "".join("I" if part == "<u4" else _CODES[part] for part in parts))
         self.is_fixed_width = all(field.type.is_fixed_width for field in self.fields)
+        self.is_numeric = all(field.type.name in ("Bool", "Int32", "Int64", "Float32", "Float64") for field in self.fields)
 
     def _grouped(self, offsets: Sequence[int]) -> Iterator[_Run]:
         feature = 0
@@ -182,9 +183,15 @@ class RowCodec:
 
     # Decoding
 
-    def open(self, rows: Sequence[bytes]) -> RowBatch:
+    def is_each_whole(self, values: Sequence[bytes | None]) -> bool:
+        """Whether each value is a row of these features and of fixed width; if not, one may be deleted, missing or foreign."""
+        if not self.is_fixed_width or None in values or {*map(len, cast("Sequence[bytes]", values))} != {self.width}:
+            return False
+        return {value[0] for value in cast("Sequence[bytes]", values)} == {_ROW}
+
+    def open(self, rows: Sequence[bytes], *, is_checked: bool = False) -> RowBatch:
         """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
-        return RowBatch(self, rows)
+        return RowBatch(self, rows, is_checked=is_checked)
 
     def decode(self, rows: Sequence[bytes]) -> tuple[list[pa.Array], Integers]:
         """Return the feature columns and the event times of rows that are not deleted.
@@ -204,8 +211,10 @@ class RowCodec:
 class RowBatch:
     """Rows of one view version that are not deleted. Their headers are checked at once, what they hold when it is decoded."""
 
-    def __init__(self, codec: RowCodec, rows: Sequence[bytes]) -> None:
+    def __init__(self, codec: RowCodec, rows: Sequence[bytes], *, is_checked: bool = False) -> None:
         self._codec, self._rows = codec, rows
+        if is_checked or codec.is_each_whole(rows):
+            return
         width, is_fixed_width = codec.width, codec.is_fixed_width
         for row in rows:
             if row[:1] != _ROW_FORMAT or len(row) < width or (is_fixed_width and len(row) > width):
@@ -274,6 +283,23 @@ class RowBatch:
         for feature, row in nulls:
             columns[feature][row] = None
         return columns
+
+    def arrays(self) -> list[npt.NDArray[Any]] | None:
+        """Return the features as arrays, floats as doubles; none unless all are numbers or booleans, finite and not null.
+
+        None too for few rows, of which lists are made in less time.
+        """
+        if len(self._rows) < _FEW_ROWS or not self._codec.is_numeric or self._nulls() is not None:
+            return None
+        arrays: list[npt.NDArray[Any]] = []
+        for run in self._codec.runs:
+            block = np.ascontiguousarray(run.of(self._fixed).T)
+            if block.dtype.kind == "f":
+                if not np.isfinite(block).all():
+                    return None
+                block = block.astype(np.float64, copy=False)
+            arrays.extend(block)
+        return arrays
 
     def _blocks(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:
         """Return the parts of the slots by column, and (feature, row) of each null."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy.typing as npt
 import pyarrow as pa
 
 from featurestore.columns import plain_of
@@ -66,7 +67,8 @@ class FeatureVectors:
 
     def plain_features(self) -> dict[str, list[Any]]:
         """Return the features as lists by column; dates are days and timestamps microseconds since 1970."""
-        found = {name: self._answers[view].plain[feature] for name, view, feature in self._plan.places}
+        plains = [rows.plain for rows in self._answers]
+        found = {name: plains[view][feature] for name, view, feature in self._plan.places}
         if not self._plan.on_demand:
             return found
         found |= self._plan.on_demand.as_plain(self._computed)
@@ -76,6 +78,16 @@ class FeatureVectors:
     def _computed(self) -> dict[str, Any]:
         """The on-demand features, evaluated once: what is logged is what was served."""
         return self._plan.on_demand.evaluated(self._inputs(), self._request.rows)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]] | None:
+        """Return the features as arrays by column, none unless all are numbers or booleans, finite and not null."""
+        if self._plan.on_demand:
+            return None
+        arrays = [rows.arrays() for rows in self._answers]
+        if None in arrays:
+            return None
+        columns = cast("list[list[npt.NDArray[Any]]]", arrays)
+        return {name: columns[view][feature] for name, view, feature in self._plan.places}
 
     def _inputs(self) -> dict[str, Any]:
         """Return what on-demand views take, in the form in which few or many rows come fastest."""
@@ -113,7 +125,7 @@ class FeatureVectors:
         return columns
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # one that is frozen takes three times as long to make, which a lookup would feel
 class Request:
     """Entities that are asked for: `given` as Python values where these are of the very types declared, and the keys of their rows.
 
@@ -162,6 +174,7 @@ class LookupPlan:
         """The request columns that they take."""
         self._plains = [(name, plain_of(selection.request[name])) for name in selection.request]
         self.is_plain = [[_is_plain(field.type) for field in each] for each in fields]
+        self._is_ready = all(each.version.view.online and each.version.loaded is not None for each in self.lookups)
 
     def request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
         """Return what is asked for some entities, given as one list of values for each column needed, all of the same length.
@@ -171,6 +184,8 @@ class LookupPlan:
             IncompleteError: a view has never been loaded online.
 
         """
+        if self._is_ready and (ready := self._plain_request(entities)) is not None:
+            return ready
         for lookup in self.lookups:
             if not lookup.version.view.online:
                 raise InputError(f"feature view {lookup.name!r} is not served online (online=False)", name=lookup.name)
@@ -189,11 +204,15 @@ class LookupPlan:
         if len(lengths) != 1 or (rows := lengths.pop()) > _FEW_ROWS:
             return None
         names: list[bytes | None] = []
+        known: dict[tuple[str, ...], list[bytes | None]] = {}
         for lookup, keys, _, _ in self._parts:
-            found = keys.plain([given[column] for column in lookup.key_columns])
-            if found is None:
-                return None
-            names += found
+            endings = known.get(lookup.key_columns)
+            if endings is None:
+                endings = keys.endings([given[column] for column in lookup.key_columns])
+                if endings is None:
+                    return None
+                known[lookup.key_columns] = endings
+            names += keys.ending_in(endings)
         plain: dict[str, list[Any]] = {}
         for name, converted in self._plains:
             column = converted(given[name])

@@ -29,7 +29,7 @@ from featurestore.online.fetching import Found
 from featurestore.online.vectors import FeatureVectors, LookupPlan
 from featurestore.online.vectors import Request as Lookup
 from featurestore_server.access import permit, set_key
-from featurestore_server.contract import ARROW, JSON, PATH, OnlineAnswer, OnlineOptions, OnlineRequest
+from featurestore_server.contract import ARROW, JSON, LOCK_HEADER, PATH, OnlineAnswer, OnlineOptions, OnlineRequest
 from featurestore_server.dependencies import Received, checked_fingerprint, received, request_schema, validated
 from featurestore_server.gate import headers_of, safe_headers
 from featurestore_server.limits import Limits, late
@@ -46,6 +46,7 @@ __all__ = ["OnlineFeatures", "Short", "router"]
 
 _MEMBERS = frozenset(OnlineRequest.model_fields)
 _WARMING = b"featurestore"  # a key that no row has: asking for it opens the connection before a request waits for it
+_LOCK = LOCK_HEADER.lower().encode()
 _LARGE_BYTES = 65_536  # of a body that the event loop leaves to a thread
 
 router = APIRouter(tags=["features"])
@@ -82,6 +83,9 @@ class Short(NamedTuple):
     content: bytes
     type: str
     series: Series
+
+
+Write = Callable[[Plan, _Asked, FeatureVectors], bytes]
 
 
 class OnlineFeatures:
@@ -149,22 +153,30 @@ class OnlineFeatures:
             permit(asked.wanted, key)
             self._check(asked)
             plan = serving.plan(asked.wanted)
-            self._limits.check_features(len(plan.lookup.places))
-            if not _is_given(asked.entities, plan):
+            self._limits.check_features(len(plan.lookup.selection.columns))
+            if not _is_given(asked.entities, plan) or given.get(_LOCK, b"").decode("latin-1") not in ("", plan.fingerprint):
                 return False
-            lookup = plan.lookup.request(asked.entities)
-        except (ProblemError, FeatureStoreError, orjson.JSONDecodeError):
+            lookup = plan.lookup.request(_read(asked.entities, plan))
+        except (ProblemError, FeatureStoreError, ValueError, OverflowError):  # a JSONDecodeError is a ValueError
             return False
-        clock, write = self._store.clock, _json_answer if type_ == JSON else _arrow_answer
+        write = _json_answer if type_ == JSON else _arrow_answer
 
         def end(found: Found | None) -> None:
             short = None
             if found is not None:
                 with suppress(Exception):  # the long way says what is wrong
-                    short = Short(write(plan, asked, plan.lookup.answer(lookup, found, now=clock())), type_, plan.series)
+                    short = Short(self._written(plan, asked, lookup, found, write), type_, plan.series)
             done(short)
 
         return self._store.online.fetch_soon(lookup.names, end)
+
+    def _written(self, plan: Plan, asked: _Asked, lookup: Lookup, found: Found, write: Write) -> bytes:
+        present = self._store.clock()
+        made = plan.lookup.answer(lookup, found, now=present)
+        content = write(plan, asked, made)
+        if self._store.serving_log is not None:
+            self._store.serving_log.offer(lookup, found, made, present)
+        return content
 
     @property
     def log(self) -> RequestLog:
@@ -179,7 +191,7 @@ class OnlineFeatures:
             query = {name: parameters.getlist(name) for name in parameters}
         if (length := given.get(b"content-length", b"")).isdigit():
             self._limits.check_body(int(length))
-        lock = given.get(b"feature-service-fingerprint", b"").decode("latin-1")
+        lock = given.get(_LOCK, b"").decode("latin-1")
         return Received(*types, query, await self._body(receive), self._limits, lock)
 
     async def _body(self, receive: Receive) -> bytes:
@@ -213,13 +225,8 @@ class OnlineFeatures:
         self._limits.check_features(len(plan.lookup.selection.columns))
         lookup = await asyncio.to_thread(_request, plan, asked, self._limits) if is_large else _request(plan, asked, self._limits)
         found = await self._fetch(lookup)
-        present = self._store.clock()
-        made = plan.lookup.answer(lookup, found, now=present)
-        write = _json_answer if request.answer_type == JSON else _arrow_answer
-        content = await asyncio.to_thread(write, plan, asked, made) if is_large else write(plan, asked, made)
-        if self._store.serving_log is not None:
-            self._store.serving_log.offer(lookup, found, made, present)
-        return content, plan
+        arguments = plan, asked, lookup, found, _json_answer if request.answer_type == JSON else _arrow_answer
+        return await asyncio.to_thread(self._written, *arguments) if is_large else self._written(*arguments), plan
 
     def _check(self, asked: _Asked) -> None:
         if type(asked.wanted) is list:
@@ -346,13 +353,14 @@ def _check_names(given: Mapping[str, Any] | list[str], lookup: LookupPlan) -> No
 
 
 def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
-    answer: dict[str, Any] = {"features": plan.write(vectors.plain_features())}
+    arrays = vectors.arrays()
+    answer: dict[str, Any] = {"features": plan.write(vectors.plain_features()) if arrays is None else arrays}
     if asked.has_metadata:
         answer["metadata"] = {
             view: {"status": [status.name for status in statuses], "event_time": to_json(vectors.event_times[view])}
             for view, statuses in vectors.statuses.items()
         }
-    return orjson.dumps(answer)
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _arrow_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
