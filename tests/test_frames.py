@@ -48,6 +48,8 @@ def test_a_command_is_an_array_of_strings() -> None:
 
 def test_reading_is_one_mget() -> None:
     """All keys of a lookup are one MGET."""
+    assert mget([b"0123", b"\r\n$4"]) == b"*3\r\n$4\r\nMGET\r\n$4\r\n0123\r\n$4\r\n\r\n$4\r\n"
+    assert mget([b"0123"]) == b"*2\r\n$4\r\nMGET\r\n$4\r\n0123\r\n"
     assert mget([b"0123abcd{21y}EWR", b"x"]) == b"*3\r\n$4\r\nMGET\r\n$16\r\n0123abcd{21y}EWR\r\n$1\r\nx\r\n"
 
 
