@@ -17,6 +17,7 @@ from featurestore.definitions import FeatureView, FileSource
 from featurestore.errors import InputError
 from featurestore.offline.session import identifier
 from featurestore.offline.sources import expressions, source_files
+from featurestore.on_demand import Evaluation
 from featurestore.registry.selection import Lookup, Selection
 from featurestore.store import Features, FeatureStore
 from featurestore.testing import oracle
@@ -32,12 +33,14 @@ def assert_parity(
 ) -> int:
     """Assert that a lookup and a training row of this instant give the same values, bit for bit; returns how many were compared.
 
-    `features` is a service, its name, or a list of `"view:feature"`. `entities` are those of a lookup; by default they are drawn
-    from the tables, up to so many `keys` of each view. Use it under a virtual clock, or the present moves on between the two.
+    `features` is a service, its name, or a list of `"view:feature"`. `entities` are those of a lookup, with its request columns; by
+    default keys are drawn from the tables, up to so many `keys` of each view. Use it under a virtual clock, or the present moves on
+    between the two.
 
     Raises:
         AssertionError: values differ; lists the first, and says how many.
         IncompleteError: the views are not materialized up to the present.
+        InputError: the features need request columns, and no entities are given.
 
     """
     selection = store.selection(features)
@@ -45,7 +48,7 @@ def assert_parity(
     served = store.get_online_features(entities, features).to_arrow()
     now = store.clock()
     times = pa.array([now] * len(served), pa.int64()).cast(pa.timestamp("us", "UTC"))
-    spine = served.select(list(selection.keys)).append_column(_TIME, times)
+    spine = served.select(list(selection.needed)).append_column(_TIME, times)
     trained = store.get_historical_features(spine, features, timestamp_column=_TIME).to_arrow()
     _compare(
         selection,
@@ -61,7 +64,8 @@ def assert_point_in_time(
 ) -> int:
     """Assert that a training set is what the naive oracle makes of the source files; returns how many values were compared.
 
-    The oracle reads whole files into Python and looks at every row for every value: keep sources and spine small.
+    The oracle reads whole files into Python and looks at every row for every value: keep sources and spine small. On-demand
+    features are held against their function of what the oracle gives.
 
     Raises:
         AssertionError: values differ; lists the first, and says how many.
@@ -73,7 +77,7 @@ def assert_point_in_time(
         oracle.Member(each.name, each.version.view, source_rows(each.version.view, root), each.key_columns, each.features)
         for each in selection.lookups
     ]
-    expected = oracle.training_set(members, spine.to_pylist(), timestamp_column)
+    expected = _with_on_demand(store, selection, oracle.training_set(members, spine.to_pylist(), timestamp_column))
     _compare(selection, ("trained", trained.to_pylist()), ("expected", expected), "the training set and the oracle")
     return len(expected) * len(selection.columns)
 
@@ -94,6 +98,14 @@ def source_rows(view: FeatureView, root: Any) -> list[dict[str, Any]]:
         table = connection.sql(f"SELECT {', '.join(columns)} FROM ({rows})").to_arrow_table()
     typed = {name: table[name].cast(wanted[name].type.arrow) if name in wanted else table[name] for name in table.column_names}
     return pa.table(typed).to_pylist()
+
+
+def _with_on_demand(store: FeatureStore, selection: Selection, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    evaluation = Evaluation(selection, store.functions.of)
+    types = {**selection.all_types(), **selection.request}
+    given = {name: pa.array([row[name] for row in rows], types[name].arrow) for name in evaluation.inputs}
+    computed = {name: column.to_pylist() for name, column in evaluation.arrow(given, len(rows)).items()}
+    return [row | {name: values[place] for name, values in computed.items()} for place, row in enumerate(rows)]
 
 
 def _drawn(store: FeatureStore, selection: Selection, count: int) -> dict[str, list[Any]]:
