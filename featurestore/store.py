@@ -338,8 +338,9 @@ class FeatureStore:
         """Return labels with the features as they were served, for those labels whose request the serving log has.
 
         `labels` is a table in any form that a spine has, with the time of its request in `timestamp_column`. A label belongs to the
-        last request, with equal values in the columns `on` (by default all that requests have), at its time or at most `tolerance`
-        before. Without a `fingerprint` the log is read of what the service means now.
+        last request, with the same values in the columns `on`, at its time or at most `tolerance` before. By default `on` is the
+        keys, and what labels have of a request's other columns. Without a `fingerprint` the log is read of what the service means
+        now.
 
         Raises:
             NotFoundError: no such service, or the log has nothing of it with this fingerprint.

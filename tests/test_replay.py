@@ -109,7 +109,8 @@ def test_a_day_of_flights_was_served_as_it_is_trained(replay: Replay) -> None:
     """Over all requests of the day, and all views, no value, status or event time differs from what training sees."""
     selection = replay.thrown.store.selection("live")
     found = replay.thrown.store.verify_log()
-    assert [view.view for view in found.views] == [each.name for each in (*selection.lookups, *selection.computed)]
+    names = [each.name for each in selection.lookups] + [each.name for each in selection.computed]
+    assert [view.view for view in found.views] == names
     assert len(replay.asked) > 900
     assert {view.compared for view in found.views} == {len(replay.asked)}
     assert (found.differences, [view.notes for view in found.views]) == (0, [[]] * len(found.views))

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from featurestore.errors import InputError, NotFoundError, OfflineStoreError, SpineError, known_names
 from featurestore.offline.session import identifier, session
-from featurestore.offline.spine import key_column, open_spine, times_of
+from featurestore.offline.spine import key_column, open_spine, request_column, times_of
 from featurestore.registry.state import Tombstones
 from featurestore.serving_log.layout import REQUESTED_AT, LogFile, log_files
 from featurestore.types import ValueType, pandas_type
@@ -93,12 +93,15 @@ class ServedLog:
         for name in on or ():
             if name not in types:
                 raise InputError(f"requests of {self.service!r} have no column {name!r}; {known_names(name, types)}", name=name)
-        keys = {name: types[name] for name in on or types}
-        spine = open_spine(labels, timestamp_column, keys)
+        keys = {column for lookup in header.lookups for column in lookup.join_keys.values()}
+        needed = {name: type_ for name, type_ in types.items() if (name in keys if on is None else name in on)}
+        spine = open_spine(labels, timestamp_column, needed)
+        if on is None:  # what labels know of the rest of a request tells it from others
+            needed = {name: type_ for name, type_ in types.items() if name in spine.schema.names}
         if taken := set(header.columns) & set(spine.schema.names):
             raise SpineError(f"the labels have a column {min(taken)!r} already; a feature has that name", name=min(taken))
         whole = pa.Table.from_batches(spine.read(None), spine.schema)
-        asked = {name: key_column(whole[name], name, type_) for name, type_ in keys.items()}
+        asked = {name: (key_column if name in keys else request_column)(whole[name], name, type_) for name, type_ in needed.items()}
         rows, places = self._matched(files, asked, times_of(whole[timestamp_column], timestamp_column), tolerance)
         features = self._gathered(files, header.columns, places)
         return LoggedTrainingSet(_beside(whole.take(pa.array(rows)), features), len(whole) - len(rows))
@@ -119,7 +122,7 @@ class ServedLog:
         logged = pa.concat_tables([self._read(file).select([REQUESTED_AT, *names]) for file in files])
         columns = [*(logged[name] for name in names), logged[REQUESTED_AT].cast(pa.int64()), pa.array(np.arange(len(logged)))]
         wanted = [*asked.values(), pa.array(times), pa.array(np.arange(len(times)))]
-        is_same = " AND ".join(f"l.{identifier(name)} = r.{identifier(name)}" for name in names)
+        is_same = " AND ".join(f"l.{identifier(name)} IS NOT DISTINCT FROM r.{identifier(name)}" for name in names)
         with session(OfflineStoreError, "the serving log") as connection:
             connection.register("requests", pa.table(columns, names=[*names, _TIME, _PLACE]))
             connection.register("labels", pa.table(wanted, names=[*names, _TIME, _PLACE]))
