@@ -33,6 +33,8 @@ from featurestore.offline.stored_erasure import erase_stored
 from featurestore.offline.stored_sets import StoredSets
 from featurestore.offline.upkeep import data_files, discard_unnamed, erase
 from featurestore.online.store import OnlineStore
+from featurestore.push import Pushing
+from featurestore.push_erasure import erase_pushed
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Loaded, Tombstones, Version
 from featurestore.serving_log.layout import rewrite
@@ -60,8 +62,8 @@ class ErasedVersion:
 class Manifest:
     """What an erasure did: hashes and counts, never keys.
 
-    `serving_log_rows` were erased from the serving log; `training_sets` are the stored ones that lost rows; `is_log_compacted` says
-    whether the online server dropped its own old log.
+    `serving_log_rows` were erased from the serving log, `pushed_rows` from the logs of push sources; `training_sets` are the stored
+    ones that lost rows; `is_log_compacted` says whether the online server dropped its own old log.
     """
 
     entity: str
@@ -70,6 +72,7 @@ class Manifest:
     versions: tuple[ErasedVersion, ...] = field(default=())
     serving_log_rows: int = 0
     training_sets: tuple[str, ...] = field(default=())
+    pushed_rows: int = 0
     is_log_compacted: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,6 +93,7 @@ class Erasure:
     settings: Settings
     registry: Registry
     online: OnlineStore
+    pushing: Pushing
 
     def erase(self, entity: str, keys: Mapping[str, Sequence[Any]], *, now: int) -> Manifest:
         """Erase entities given by their join key columns.
@@ -106,7 +110,10 @@ class Erasure:
         self.registry.bury(names, hashes, now=now)
         tombstones = self.registry.tombstones()
         held = [each for each in self.registry.applied().versions if _holds(each, names)]
-        deleted = {each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held}
+        pushed, deleted = self._erase_pushed(held, tombstones, names, columns)
+        deleted |= {
+            each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held if not each.view.is_pushed
+        }
         done, busy = [], []
         for each in held:
             try:
@@ -118,7 +125,7 @@ class Erasure:
                 done.append(ErasedVersion(each.view.name, each.number, deleted[each.uid], rows, files))
         logged = rewrite(self.settings.serving_log_folder, tombstones)
         sets = self._rewrite_stored(tombstones, busy)
-        manifest = Manifest(entity, now, hashes, tuple(done), logged, sets, is_log_compacted=self._compact())
+        manifest = Manifest(entity, now, hashes, tuple(done), logged, sets, pushed, is_log_compacted=self._compact())
         self.registry.record_erasure(entity, manifest.to_dict(), now=now)
         if busy:
             raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")
@@ -128,6 +135,9 @@ class Erasure:
         """Lift the tombstones of entities, so that later runs read their rows again; returns how many there were."""
         found, columns = self._keys(entity, keys)
         names = tuple(key.name for key in found.join_keys)
+        for version in self.registry.applied().versions:
+            if _holds(version, names) and version.view.is_pushed and version.view.online:
+                self.online.release(version)
         return self.registry.lift(names, digests(self.registry.erasure_secret(), found.join_keys, columns), now=now)
 
     def _keys(self, entity: str, given: Mapping[str, Sequence[Any]]) -> tuple[Entity, list[pa.ChunkedArray]]:
@@ -153,6 +163,19 @@ class Erasure:
         if len({len(column) for column in columns}) > 1:
             raise InputError("key columns differ in length: " + ", ".join(f"{key!r}" for key in names))
         return found, columns
+
+    def _erase_pushed(
+        self, held: Sequence[Version], tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray]
+    ) -> tuple[int, dict[str, int]]:
+        """Erase what was pushed, online and in the logs; returns the rows of logs, and of each version the online rows."""
+        rows, deleted = 0, dict[str, int]()
+        pushed = [each for each in held if each.view.is_pushed]
+        keys = {each.uid: given for each in pushed if names == tuple(key.name for key in each.view.join_keys)}
+        for source in dict.fromkeys(each.view.source.name for each in pushed):
+            fed = [each for each in pushed if each.view.source.name == source]
+            count, online = erase_pushed(self.pushing, source, fed, tombstones, keys)
+            rows, deleted = rows + count, deleted | online
+        return rows, deleted
 
     def _delete_online(
         self, version: Version, tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray], now: int
@@ -217,6 +240,8 @@ class Erasure:
         loaded = version.loaded
         if loaded is None or loaded.table_version != version.table_version or not version.view.online:
             return None
+        if version.view.is_pushed:
+            return Loaded(run, table_version, loaded.until)
         if self.online.loaded_run(version) != loaded.run:
             return None
         with self.online.load(version, run=run, now=now) as load:

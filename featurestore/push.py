@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -69,7 +69,13 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the receipt as JSON-ready data."""
-        return asdict(self) | {"arrival": instant_text(self.arrival)}
+        return {
+            "source": self.source,
+            "arrival": instant_text(self.arrival),
+            "rows": self.rows,
+            "erased": self.erased,
+            "online": self.is_online,
+        }
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,11 @@ class Pushing:
         is_online = self._is_delivered(feed, own)
         self._fold_if_much(source, logged)
         return Receipt(source, logged.arrival, logged.rows, erased if logged.is_new else len(table) - logged.rows, is_online)
+
+    def check(self, source: str, rows: pa.Table) -> None:
+        """Raise InputError if the rows could not be pushed."""
+        feed = self._feed(source)
+        _prepared(feed, taken_in(feed.source, rows, keys=feed.keys, now=self.clock()))
 
     def _logged(self, feed: _Feed, kept: pa.Table, given: pa.Table, key: str | None) -> Logged | None:
         hashed = None if key is None else digest(given)
@@ -308,16 +319,35 @@ class Pushing:
 
         """
         with self.folding(source, seconds):
-            until = self.registry.pushes.seal(source, self.clock())
-            log, pushes = self.log(source), self.registry.pushes
-            pushes.fold(source, until, log.write(map(decoded, pushes.waiting(source, until))), now=self.clock())
-            files = pushes.state(source).files
-            for group in log.groups(files):
-                pushes.replace_files(source, [file.name for file in group], log.write(log.read(group)))
-                log.retire(group)
-            log.discard(pushes.state(source).files)
-            self._unfolded.pop(source, None)
-            return until
+            return self.fold_now(source)
+
+    def fold_now(self, source: str) -> int:
+        """Do the same for who keeps others from changing the files already."""
+        until = self.registry.pushes.seal(source, self.clock())
+        log, pushes = self.log(source), self.registry.pushes
+        pushes.fold(source, until, log.write(map(decoded, pushes.waiting(source, until))), now=self.clock())
+        files = pushes.state(source).files
+        for group in log.groups(files):
+            pushes.replace_files(source, [file.name for file in group], log.write(log.read(group)))
+            log.retire(group)
+        log.discard(pushes.state(source).files)
+        self._unfolded.pop(source, None)
+        return until
+
+    def forget_unused(self) -> list[str]:
+        """Remove the logs of push sources that are not applied, and of which no version has rows; returns their names."""
+        applied = self.registry.applied()
+        used = {each.view.source.name for each in applied.versions if each.view.is_pushed and each.state != "removed"}
+        used |= {name for kind, name in applied.specs if kind == "source"}
+        unused = [source for source in self.registry.pushes.sources() if source not in used]
+        for source in unused:
+            self.forget(source)
+        return unused
+
+    def forget(self, source: str) -> None:
+        """Remove the log of a push source."""
+        self.registry.pushes.forget(source)
+        self.log(source).remove()
 
     @contextmanager
     def folding(self, source: str, seconds: float = _FOLDING_SECONDS) -> Iterator[None]:

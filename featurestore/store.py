@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from featurestore.clock import Clock, duration_micros, parse_duration, parse_instant
-from featurestore.definitions import FeatureService
+from featurestore.definitions import FeatureService, PushSource
 from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import InputError
 from featurestore.functions import Functions, keep_copy
@@ -36,7 +36,9 @@ from featurestore.parity.findings import Parity
 from featurestore.parity.logged import LogProgress, LogVerification
 from featurestore.parity.verification import Verification, VerifyProgress, chosen_versions
 from featurestore.push import Pushing, Receipt
+from featurestore.push_file import push_file
 from featurestore.registry.plan import Plan, make_plan
+from featurestore.registry.pushes import LogState
 from featurestore.registry.registry import Registry
 from featurestore.registry.selection import Selection, select
 from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Version
@@ -250,6 +252,14 @@ class FeatureStore:
         """
         return self._pushing.push(source, rows, idempotency_key)
 
+    def push_file(self, source: str, path: str | Path, idempotency_key: str | None = None) -> list[Receipt]:
+        """Push the rows of a Parquet file as `push` does; a long file is checked as a whole, and then pushed in parts."""
+        return push_file(self._pushing, source, Path(path), idempotency_key)
+
+    def push_source(self, name: str) -> PushSource:
+        """Return a push source as it is applied; NotFoundError if there is none of that name."""
+        return self._pushing.source(name)
+
     @cached_property
     def _pushing(self) -> Pushing:
         return Pushing(self.settings, self.registry, self.online, self.clock)
@@ -274,7 +284,7 @@ class FeatureStore:
 
     @property
     def _erasure(self) -> Erasure:
-        return Erasure(self.settings, self.registry, self.online)
+        return Erasure(self.settings, self.registry, self.online, self._pushing)
 
     def prune(self, *, now: bool = False) -> list[Removal]:
         """Remove what replaced and dropped versions left that no rollback can reach; the last hour's are kept unless `now` is set.
@@ -284,7 +294,9 @@ class FeatureStore:
         kept = 0 if now else KEPT_MICROS
         before = self.clock() - kept
         remove_code(self.settings, self.registry, kept_seconds=kept / 1e6)
-        return list(remove_retired(self.settings, self.registry, self.online, before=before))
+        removed = list(remove_retired(self.settings, self.registry, self.online, before=before))
+        self._pushing.forget_unused()
+        return removed
 
     # Training
 
@@ -491,6 +503,10 @@ class FeatureStore:
         """Return the specs applied last, by (kind, name), and every version of every view."""
         return self.registry.applied()
 
+    def push_logs(self) -> dict[str, LogState]:
+        """Return where the log of each push source stands to which rows were pushed."""
+        return {source: self.registry.pushes.state(source) for source in self.registry.pushes.sources()}
+
     def runs(self, limit: int = 50) -> list[Run]:
         """Return the newest runs, newest first."""
         return self.registry.runs(limit)
@@ -521,6 +537,8 @@ class FeatureStore:
         with ExitStack() as leases:
             for version in versions:  # no run may go on over what is removed
                 leases.enter_context(self.registry.lease(version))
+            for source in self.registry.pushes.sources():
+                self._pushing.forget(source)
             if self.settings.online.url != "embedded":
                 for version in versions:
                     self.online.drop(version)

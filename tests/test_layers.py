@@ -32,6 +32,8 @@ LAYERS = (  # lowest first
     "featurestore.sizing",
     "featurestore.push",
     "featurestore.push_tail",
+    "featurestore.push_file",
+    "featurestore.push_erasure",
     "featurestore.materialize",
     "featurestore.serving_log",
     "featurestore.erasure",

@@ -23,6 +23,7 @@ from featurestore.cli.invocation import Debug, Invocation, Json, exposed
 from featurestore.cli.keys import create_key, list_keys, revoke_key
 from featurestore.cli.lifecycle import stop, teardown
 from featurestore.cli.locking import lock
+from featurestore.cli.pushing import push
 from featurestore.cli.running import compact, materialize, sync
 from featurestore.cli.serving import get_online, serve
 from featurestore.cli.status import status
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Definitions": {"init": init, "plan": plan, "apply": apply, "list": list_objects, "describe": describe},
     "Running": {
         "materialize": materialize,
+        "push": push,
         "sync": sync,
         "compact": compact,
         "status": status,

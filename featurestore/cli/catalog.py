@@ -101,7 +101,7 @@ def _row(name: str, kind: str, spec: Mapping[str, Any]) -> list[Any]:
 _COLUMNS: dict[str, dict[str, Any]] = {
     "entity": {"join keys": lambda spec: _typed(spec["join_keys"])},
     "source": {
-        "path": lambda spec: spec.get("path"),
+        "path": lambda spec: spec.get("path", "pushed"),
         "event time": lambda spec: spec.get("event_time") or "static",
         "delay": lambda spec: spec.get("delay"),
     },
@@ -211,7 +211,8 @@ class _Object:
 
     def _tables(self) -> Iterator[tuple[str, list[str], list[Sequence[Any]]]]:
         yield "Join keys", ["name", "type"], list(self._keys())
-        yield "Features", ["name", "type"], [(field["name"], field["type"]) for field in self.spec.get("fields", ())]
+        title = "Columns" if self.kind == "source" else "Features"
+        yield title, ["name", "type"], [(field["name"], field["type"]) for field in self.spec.get("fields", ())]
         if self.kind == "feature service":
             yield "Output columns", ["name", "type"], list(self._outputs())
         if self.kind == "feature view":

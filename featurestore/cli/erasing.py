@@ -63,6 +63,8 @@ def _parts(manifest: Manifest) -> Iterator[RenderableType]:
         yield grid(["view", "version", "online", "rows", "files written anew"], rows)
     if manifest.serving_log_rows:
         yield f"{counted(manifest.serving_log_rows, 'row')} of the serving log erased."
+    if manifest.pushed_rows:
+        yield f"{counted(manifest.pushed_rows, 'row')} of what was pushed erased."
     yield f"{counted(len(manifest.digests), manifest.entity)} erased. The sources are yours to erase."
     if manifest.training_sets:
         yield f"{counted(len(manifest.training_sets), 'stored training set')} written anew."

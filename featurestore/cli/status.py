@@ -17,6 +17,7 @@ from featurestore.errors import FeatureStoreError
 
 if TYPE_CHECKING:
     from featurestore.online.sizing import Usage
+    from featurestore.registry.pushes import LogState
     from featurestore.registry.state import Applied, Run, Version
     from featurestore.store import FeatureStore
 
@@ -46,6 +47,7 @@ def status(call: Invocation, show_all: All = False) -> None:
             _record(store, applied, version, runs.get((version.view.name, version.number)), usage.get(version.uid))
             for version in chosen
         ]
+        record["push_sources"] = [_log_record(source, log) for source, log in store.push_logs().items()]
         record["waiting"] = [{"kind": kind, "name": name, "needs": list(needs)} for (kind, name), needs in applied.waiting.items()]
     call.answer(record, _parts(call, record))
 
@@ -84,6 +86,7 @@ def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | 
     now, coverage = store.clock(), version.coverage
     behind = None if coverage is None else max(now - coverage.end, 0)
     refresh = duration_micros(version.view.refresh)
+    is_at_once = version.view.is_static or version.view.is_pushed
     return {
         "view": version.view.name,
         "version": version.number,
@@ -91,8 +94,8 @@ def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | 
         "is_rollback": version.is_rollback,
         "needs": _needs(applied, version),
         "watermark": None if coverage is None else instant_text(coverage.end),
-        "behind_seconds": None if behind is None or version.view.is_static else behind // 1_000_000,
-        "is_overdue": behind is None or (bool(refresh) and behind > refresh),
+        "behind_seconds": None if behind is None or is_at_once else behind // 1_000_000,
+        "is_overdue": not version.view.is_pushed and (behind is None or (bool(refresh) and behind > refresh)),
         "offline": _offline(store, version),
         "online": _online(version),
         "online_rows": None if usage is None else asdict(usage),
@@ -119,12 +122,19 @@ def _offline(store: FeatureStore, version: Version) -> dict[str, Any]:
 
 
 def _online(version: Version) -> str:
-    """Say whether all that is materialized has been loaded: `loaded`, `behind`, `not loaded`, or `off` for `online=False`."""
+    """Say whether all that is materialized is loaded: `loaded`, `behind`, `not loaded`; or `off` (online=False) or `pushed`."""
     if not version.view.online:
         return "off"
+    if version.view.is_pushed:
+        return "pushed"
     if version.loaded is None:
         return "not loaded"
     return "loaded" if version.loaded.table_version == version.table_version else "behind"
+
+
+def _log_record(source: str, log: LogState) -> dict[str, Any]:
+    last = None if log.last_push is None else instant_text(log.last_push)
+    return {"source": source, "rows": log.rows, "last_push": last, "rows_not_folded": log.waiting, "files": len(log.files)}
 
 
 def _run_record(run: Run) -> dict[str, Any]:
@@ -152,9 +162,10 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
     headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
     yield from fitted(headers, list(map(_row, record["views"])))
     yield from _online_rows(record["views"])
+    yield from _logs(record["push_sources"])
     yield from _troubles(record["views"])
     yield from _waiting(record)
-    if any(view["last_run"] is None for view in record["views"]):
+    if any(view["last_run"] is None and view["online"] != "pushed" for view in record["views"]):
         yield f"\nNext: {call.line('materialize')}"
 
 
@@ -180,7 +191,7 @@ def _row(view: Mapping[str, Any]) -> list[Any]:
         _behind(view),
         NOTHING if view["offline"]["rows"] is None else view["offline"]["rows"],
         NOTHING if view["offline"]["files"] is None else view["offline"]["files"],
-        Text(view["online"], {"loaded": "green", "off": "dim"}.get(view["online"], "yellow")),
+        Text(view["online"], {"loaded": "green", "pushed": "green", "off": "dim"}.get(view["online"], "yellow")),
         NOTHING if run is None else Text(run["status"], {"completed": "green", "failed": "red"}.get(run["status"], "yellow")),
     ]
 
@@ -191,6 +202,17 @@ def _online_rows(views: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]
         yield ""
         headers = ["online rows", "version", "keys", "bytes per row", "memory"]
         yield from fitted(headers, [[view["view"], view["version"], *_cells(rows)] for view, rows in counted])
+
+
+def _logs(logs: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    if logs:
+        yield ""
+        yield from fitted(["push source", "rows", "last push", "not folded yet"], list(map(_log_row, logs)))
+
+
+def _log_row(log: Mapping[str, Any]) -> list[Any]:
+    last = NOTHING if log["last_push"] is None else time_text(log["last_push"])
+    return [log["source"], log["rows"], last, log["rows_not_folded"]]
 
 
 def _cells(rows: Mapping[str, Any]) -> list[Any]:

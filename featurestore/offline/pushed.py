@@ -104,12 +104,22 @@ def prepared(view: FeatureView, rows: pa.Table) -> KeyedRows:
         InputError: the view's SQL fails on them, or gives a null key.
 
     """
+    rows = _as_declared(view, rows)
     table = _plain(view, rows) if view.sql is None else _by_sql(view, rows)
     for key in view.join_keys:
         if table[key.name].null_count:
             place = table[SEQ].filter(pc.is_null(table[key.name]))[0].as_py()
             raise InputError(f"row {place}: join key {key.name!r} of view {view.name!r} is null", name=key.name)
     return KeyedRows(view, table)
+
+
+def _as_declared(view: FeatureView, rows: pa.Table) -> pa.Table:
+    """Return rows with the columns that the push source had when the view was defined: those that are gone since are null."""
+    assert isinstance(view.source, PushSource)
+    for name, type_ in view.source.columns.items():
+        if name not in rows.column_names:
+            rows = rows.append_column(name, pa.nulls(len(rows), type_.arrow))
+    return rows
 
 
 def _plain(view: FeatureView, rows: pa.Table) -> pa.Table:

@@ -75,6 +75,19 @@ class Database:
                 connection.exec_driver_sql(f"SET {name} = {value}")
             yield connection
 
+    def shred(self, table: str) -> None:
+        """Let what was deleted from a table leave the disk, as far as the database can now: what still reads it holds it."""
+        if self.is_postgresql:
+            with self.session() as connection:
+                connection.exec_driver_sql(f"VACUUM {table}")
+            return
+        with self.translated():
+            opened = self._engine.raw_connection()
+            try:
+                opened.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                opened.close()
+
     @contextmanager
     def translated(self) -> Iterator[None]:
         """Let the driver's errors leave as RegistryError that names the registry."""
@@ -126,6 +139,7 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA busy_timeout = 20000")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA secure_delete = ON")  # pushed rows are here for a while, and may have to be erased
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -147,6 +147,10 @@ class Registry:
         file = self._database.file or Path(tempfile.gettempdir(), f"featurestore-{os.getpid()}-registry")
         return file.with_name(f"{file.name}.leases")
 
+    def shred(self) -> None:
+        """Let rows of pushes that were deleted leave the disk."""
+        self._database.shred("pushes")
+
     # What is applied
 
     def applied(self) -> Applied:

@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
-from featurestore_server import contract, health, historical, monitoring, online, registry, training_sets
+from featurestore_server import contract, health, historical, monitoring, online, push, registry, training_sets
 from featurestore_server.contract import PATH, PROBLEM, PROBLEMS, Problem
 from featurestore_server.gate import Gate
 from featurestore_server.jobs import Jobs
@@ -71,7 +71,7 @@ def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | 
     app.state.submissions, app.state.jobs = Processes(store, _SUBMISSIONS, store.settings.server.training_queue), Jobs(store)
     app.lookups = UnexpectedErrors(app.state.online)
     app.others = Gate(super(_Service, app).__call__, plans.access, limits, log)
-    for group in (online, historical, training_sets, registry, health, monitoring):
+    for group in (online, historical, training_sets, push, registry, health, monitoring):
         app.include_router(group.router)
     handle_errors(app)
     if store.settings.server.cors_origins:
@@ -85,7 +85,7 @@ def _share(app: _Service, origins: list[str]) -> None:
     methods = ["GET", "POST", "DELETE"]
 
     def shared(inner: ASGIApp) -> ASGIApp:
-        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id"]
+        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key"]
         return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=["X-Request-Id"])
 
     app.lookups, app.others = shared(app.lookups), shared(app.others)
@@ -133,6 +133,7 @@ def _document_problems(schema: dict[str, Any]) -> None:
         "/v1/online-features": with_body | {"online-store", "on-demand", "code", "lock"},
         "/v1/historical-features": with_body | {"spine", "incomplete", "offline-store", "busy", "on-demand", "code", "lock"},
         "/v1/training-sets": with_body | {"spine", "incomplete", "offline-store", "busy", "code", "lock"},
+        "/v1/push/{source}": with_body,
         "/v1/registry": guarded,
         "/v1/registry/freshness": guarded,
         "/healthz": set(),

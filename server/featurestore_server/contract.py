@@ -9,6 +9,7 @@
     GET  /v1/training-sets/<set_id>/data                        Parquet          its rows, once it is completed
     POST /v1/training-sets/<set_id>/cancel                      JSON             end it
     DELETE /v1/training-sets/<set_id>                           JSON             remove it with its files
+    POST /v1/push/<source>           JSON or Arrow              JSON             rows of a push source
     GET  /v1/registry                                           JSON             what is applied, by name
     GET  /v1/registry/<kind>         <kind> is entities, sources, feature-views, aliases,
                                      on-demand-feature-views or feature-services
@@ -69,6 +70,12 @@ Locks. A request may carry the fingerprint of a feature service's lock in `Featu
 another one, the answer is a 409, `/problems/lock`, whose `differences` say in what it differs; nothing is looked up. A service's
 own fingerprint stands at `/v1/registry/feature-services/<name>`.
 
+Pushes. `{"columns": {"tail_number": ["N14228"], "rested": [true], "at": ["2013-06-01T12:00:00Z"]}}`, or the columns as Arrow, with
+    the types that the push source declares; its created time may be left out. All rows are logged, or none and the answer is a
+    problem. `arrival` is when they arrived: training sees them from that instant on. `online` false: they are logged, and not
+    written online yet, as the online store did not answer; the next push or run does that. With the header `Idempotency-Key` a push
+    can be sent again, for a week: the first is done, and every one gets its answer. The key of other rows is a 422.
+
 Streams. Historical answers are computed and sent in batches, each in a process of its own, no faster than the client reads; the
     process ends when the client goes away. Bodies of spines go to the disk while they come. What can be known before is found
     before the first byte and is a problem with its status; if a later batch fails, the connection ends without the end of the
@@ -121,6 +128,8 @@ __all__ = [
     "Overview",
     "Problem",
     "ProblemType",
+    "PushAnswer",
+    "PushRequest",
     "Readiness",
     "Runs",
     "TrainingSetRecord",
@@ -309,6 +318,32 @@ class HistoricalAnswer(_Model):
 
     entities: Annotated[Columns, Field(description="The spine as it was sent")]
     features: Annotated[Columns, Field(description="The features in the service's order, a value for each row of the spine")]
+
+
+class PushRequest(_Model):
+    """Rows to push, in JSON."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"columns": {"tail_number": ["N14228"], "rested": [True], "at": ["2013-06-01T12:00:00Z"]}}]}
+    )
+
+    columns: Annotated[Columns, Field(description="A list of values for each column of the push source, one value for each row")]
+
+
+class PushAnswer(_Model):
+    """What became of a push."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"source": "crew", "arrival": "2013-06-01T12:00:01.25Z", "rows": 1, "erased": 0, "online": True}]
+        }
+    )
+
+    source: str
+    arrival: Annotated[str, Field(description="When the rows arrived: the instant from which they are visible")]
+    rows: Annotated[int, Field(description="How many rows were logged")]
+    erased: Annotated[int, Field(description="How many rows were not taken, as their keys are erased")]
+    online: Annotated[bool, Field(description="Whether they are written online by now")]
 
 
 class Fault(_Model):

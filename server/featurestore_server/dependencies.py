@@ -17,7 +17,17 @@ from featurestore_server.limits import Limits
 from featurestore_server.negotiation import accepted_type, sent_type
 from featurestore_server.problems import ProblemError, invalid
 
-__all__ = ["Received", "Store", "checked_fingerprint", "negotiated", "received", "request_schema", "sent_lock", "validated"]
+__all__ = [
+    "Received",
+    "Store",
+    "checked_fingerprint",
+    "negotiated",
+    "openapi_body",
+    "received",
+    "request_schema",
+    "sent_lock",
+    "validated",
+]
 
 _REPEATED = "features"  # the one parameter of several values
 _M = TypeVar("_M", bound=BaseModel)
@@ -109,10 +119,6 @@ def negotiated(request: Request, *types: str) -> tuple[str, str, dict[str, list[
 
 def request_schema(request: type[BaseModel], options: type[BaseModel], *tables: str) -> dict[str, Any]:
     """Return what OpenAPI says of a request in JSON, or as a table with its parameters in the query."""
-    schema = request.model_json_schema()
-    examples = {str(number): {"value": example} for number, example in enumerate(schema.pop("examples", []), 1)}
-    contents: dict[str, Any] = {JSON: {"schema": schema, "examples": examples}}
-    binary = {"schema": {"type": "string", "format": "binary"}}
     parameters = [
         {
             "name": name,
@@ -125,4 +131,13 @@ def request_schema(request: type[BaseModel], options: type[BaseModel], *tables: 
     ]
     header = {"name": LOCK_HEADER, "in": "header", "required": False, "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"}}
     parameters.append(header | {"description": "The fingerprint of a lock: refuse features that are others"})
-    return {"requestBody": {"required": True, "content": contents | dict.fromkeys(tables, binary)}, "parameters": parameters}
+    return {**openapi_body(request, *tables), "parameters": parameters}
+
+
+def openapi_body(request: type[BaseModel], *tables: str) -> dict[str, Any]:
+    """Return what OpenAPI says of a body in JSON, or as a table."""
+    schema = request.model_json_schema()
+    examples = {str(number): {"value": example} for number, example in enumerate(schema.pop("examples", []), 1)}
+    contents: dict[str, Any] = {JSON: {"schema": schema, "examples": examples}}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {"requestBody": {"required": True, "content": contents | dict.fromkeys(tables, binary)}}

@@ -1,0 +1,103 @@
+"""T14 for what is pushed: erased from the log, the table and online; nothing brings it back, and a lift lets pushes in again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from featurestore.online.store import OnlineStore
+from tests.conftest import NOON, Repo
+from tests.test_push import crew, define, online, trained
+
+SECRET = "SECRETTAIL"
+
+
+def everything(repo: Repo) -> Iterator[bytes]:
+    """Give all that the repo holds, decoded where it is packed: files, rows of tables and logs."""
+    for path in (repo.folder / ".featurestore").rglob("*"):
+        if path.is_file() and "online" not in path.parts:  # a deleted row's key stays there for a day
+            yield path.read_bytes()
+            if path.suffix == ".parquet":
+                yield repr(pq.read_table(path).to_pylist()).encode()
+
+
+def test_erased_rows_are_nowhere(repo: Repo) -> None:
+    """In the registry, in files of the log, in tables, online: everywhere the rows of others stay, and these are gone."""
+    store = define(repo)
+    for hours in range(3):
+        store.push("crew", [crew(SECRET, hours, -hours), crew("A", hours, -hours)])
+        store.materialize()
+    store.push("crew", [crew(SECRET, 9), crew("A", 9), crew("B", 9)])
+    assert any(SECRET.encode() in content for content in everything(repo))
+
+    manifest = store.delete_entities("aircraft", {"tail": [SECRET]})
+    store.online.close()
+    repo.open().stop()
+
+    assert manifest.pushed_rows == 4
+    assert not [content[:99] for content in everything(repo) if SECRET.encode() in content]
+    assert online(store, [SECRET, "A", "B"]) == [(None,) * 3, (True, 9, 540), (True, 9, 540)]
+    assert trained(store, [SECRET, "A"], [NOON + 5] * 2, incomplete="stale") == [(None,) * 3, (True, 9, 540)]
+
+
+def test_pushes_of_erased_keys_are_not_taken(repo: Repo) -> None:
+    """Rows of erased keys are left out and counted, also where a view's SQL makes the key; a full load brings nothing back."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1)])
+    store.delete_entities("aircraft", {"tail": ["A"]})
+
+    receipt = store.push("crew", [crew("A", 2), crew("B", 2), crew("a", 2)])
+    store.materialize()
+    store.sync(full=True)
+
+    assert (receipt.rows, receipt.erased) == (1, 2)
+    assert online(store, ["A", "B"]) == [(None,) * 3, (True, 2, 120)]
+    assert store.registry.pushes.state("crew").rows == 2
+
+
+def test_a_late_replay_brings_nothing_back(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that was on its way online when its key was erased, and comes after the deletion, loses against it."""
+    store = define(repo)
+    late: list[tuple[object, ...]] = []
+    push = OnlineStore.push
+
+    def keep(self: OnlineStore, *given: object, **more: object) -> int:
+        late.append((given, more))
+        return push(self, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(OnlineStore, "push", keep)
+    store.push("crew", [crew("A", 1, 60)])
+    store.delete_entities("aircraft", {"tail": ["A"]})
+    for given, more in late:
+        push(store.online, *given, **more)  # type: ignore[arg-type, misc]
+
+    assert online(store, ["A"]) == [(None,) * 3]
+
+
+def test_a_lift_lets_pushes_in_again(repo: Repo) -> None:
+    """After a lift a push counts at once, even one of an event long before; what was erased does not come back."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1)])
+    store.delete_entities("aircraft", {"tail": ["A"]})
+    store.restore_entities("aircraft", {"tail": ["A"]})
+    before = online(store, ["A"])
+    store.push("crew", [crew("A", 2, -3600)])
+
+    assert before == [(None,) * 3]
+    assert online(store, ["A"]) == [(True, 2, 120)]
+
+
+def test_files_of_the_state_folder_are_looked_at(repo: Repo) -> None:
+    """The search of these tests sees a key that is there, in the registry's file as well as in a log's."""
+    store = define(repo)
+    store.push("crew", [crew(SECRET, 1)])
+    found = [
+        path.name
+        for path in Path(repo.folder, ".featurestore").rglob("*")
+        if path.is_file() and SECRET.encode() in path.read_bytes()
+    ]
+
+    assert any(name.startswith("registry.db") for name in found)
