@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.errors import InputError, OnlineStoreError
+from featurestore.errors import DefinitionError, InputError, OnlineStoreError
 from featurestore.online.store import OnlineStore
 from tests.conftest import NOON, Repo
 from tests.test_push import DEFINITIONS, crew, define, online, trained
@@ -235,3 +235,13 @@ def test_many_small_files_become_one(repo: Repo, monkeypatch: pytest.MonkeyPatch
     assert len(files) < 4
     assert sum(file.rows for file in files) == 6
     assert online(store, ["A"]) == [(True, 0, 0)]
+
+
+def test_a_column_keeps_its_type(repo: Repo) -> None:
+    """What was pushed has the old type, so a plan that changes it is refused, and names the column."""
+    store = define(repo)
+    other = DEFINITIONS.replace('"hours": Int64}}, event_time', '"hours": Int32}}, event_time')
+    repo.define(other.format(created='"written"', ttl="None", also="written,"))
+
+    with pytest.raises(DefinitionError, match="column 'hours' was Int64 in rows that were pushed"):
+        store.plan()

@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -60,8 +61,8 @@ def decoded(push: Pushed) -> pa.Table:
 
 def arrived(rows: pa.Table, arrival: int | None, first_seq: int) -> pa.Table:
     """Return rows with their arrival and `seq` beside them."""
-    stamps = pa.array([arrival], pa.int64()).cast(_TIME).take(pa.array([0] * len(rows), pa.int64()))
-    numbers = pa.array(range(first_seq, first_seq + len(rows)), pa.int64())
+    stamps = pa.array([arrival], pa.int64()).cast(_TIME).take(pa.array(np.zeros(len(rows), np.int64)))
+    numbers = pa.array(np.arange(first_seq, first_seq + len(rows)))
     return rows.append_column(ARRIVAL, stamps).append_column(SEQ, numbers)
 
 

@@ -127,7 +127,7 @@ def _plain(view: FeatureView, rows: pa.Table) -> pa.Table:
     columns = {field.name: rows[field.name].cast(field.type.arrow) for field in (*view.join_keys, *view.fields)}
     created = pa.nulls(len(rows), _TIME) if source.created_time is None else rows[source.created_time]
     times = {"__event_time": rows[source.event_time], "__created_time": created}
-    return pa.table(columns | times | {SEQ: pa.array(range(len(rows)), pa.int64())})
+    return pa.table(columns | times | {SEQ: pa.array(np.arange(len(rows)))})
 
 
 def _by_sql(view: FeatureView, rows: pa.Table) -> pa.Table:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore.definitions import KINDS, Definition, FeatureView
+from featurestore.definitions import KINDS, Definition, FeatureView, PushSource
+from featurestore.errors import DefinitionError, Fault
 from featurestore.registry.state import Applied, Version
 from featurestore.specs import fingerprint, to_reference_spec, value_spec
 
@@ -112,8 +113,10 @@ class Plan:
 
 
 def make_plan(applied: Applied, definitions: Sequence[Definition]) -> Plan:
-    """Compare definitions with what is applied."""
+    """Compare definitions with what is applied; DefinitionError for a change that what was pushed before does not allow."""
     wanted = {(KINDS[type(each)], each.name): each for each in definitions}
+    if faults := list(_pushed_faults(applied, wanted)):
+        raise DefinitionError(faults)
     changes = sorted(_changes(applied, wanted), key=lambda change: (_KIND_ORDER.index(change.kind), change.name))
     views = [each for each in definitions if isinstance(each, FeatureView)]
     new_versions = tuple(new for view in views if (new := _new_version(view, applied.versions_of(view.name))))
@@ -134,6 +137,19 @@ def _changes(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> 
     for kind, name in applied.specs:
         if (kind, name) not in wanted:
             yield Change("remove", kind, name)
+
+
+def _pushed_faults(applied: Applied, wanted: Mapping[tuple[str, str], Definition]) -> Iterator[Fault]:
+    """Name the columns of push sources whose type is another than that of the rows in their log."""
+    for node, definition in wanted.items():
+        before = applied.specs.get(node, {})
+        known = {field["name"]: field["type"] for field in before.get("fields", ())}
+        if isinstance(definition, PushSource):
+            for field in definition.fields:
+                if known.get(field.name, str(field.type)) != str(field.type):
+                    was = f"column {field.name!r} was {known[field.name]} in rows that were pushed"
+                    message = f"{was}; give one of {field.type} another name"
+                    yield Fault("", definition.name, "fields", message)
 
 
 def difference(before: Any, after: Any, path: str = "") -> Iterator[FieldChange]:
