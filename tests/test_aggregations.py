@@ -208,6 +208,8 @@ def test_types_come_from_the_source(fill: Fill) -> None:
 
 
 FAULTY = [
+    ('"gusts", "sum", ["1d"], where="gusts"', "gusts_sum"),
+    ('"gusts", "sum", ["1d"], where="gust > 1"', "gusts_sum"),
     ('"gusts", "sum", ["1d"], where="gusts >"', "gusts_sum"),
     ('"gusts", "sum", ["1d"], where="sum(gusts) OVER () > 1"', "gusts_sum"),
     ('"gusts", "sum", ["1d"], where="gusts > (SELECT 1)"', "gusts_sum"),
@@ -225,3 +227,19 @@ def test_a_fault_names_file_view_and_aggregation(fill: Fill, arguments: str, par
     [fault] = faults(fill(views=declared(arguments)))
 
     assert fault.startswith(f"views.py:5: v.aggregations: aggregation {part!r}: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ('"gust", "sum", ["1d"]', "no column 'gust'; did you mean 'gusts'?"),
+        ('"gusts", "sum", ["1d"], where="gust > 1"', "its where: no column 'gust'; did you mean 'gusts'?"),
+        ('"gusts", "sum", ["1d"], where="gusts"', "its where is BIGINT, and a condition is BOOLEAN"),
+        ('"twice", "sum", ["1d"], sql="gusts, gusts"', "its sql gives 2 values, and one is needed"),
+    ],
+)
+def test_a_fault_is_said_in_our_words(fill: Fill, arguments: str, message: str) -> None:
+    """An unknown column is named with the nearest known one, and what is no single value or no condition is called so."""
+    [fault] = faults(fill(views=declared(arguments)))
+
+    assert fault.endswith(message)

@@ -113,3 +113,15 @@ def test_materialize_reports_what_failed_and_what_is_done(run: Run, fresh: Path)
 def test_materialize_refuses_what_makes_no_sense(ask: Run, arguments: list[str], message: str) -> None:
     """Unknown views and impossible times are refused with what would be right."""
     assert ask("materialize", *arguments) == Result(1, "", f"error: {message}\n")
+
+
+def test_compact_puts_files_together(run: Run, fresh: Path) -> None:
+    """`compact` says how many files it has put together and removed; JSON gives the reports, and an unknown view is refused."""
+    for hours in range(1, 4):
+        assert run("materialize", "--end", f"2024-01-01T0{hours}:00:00Z", repo=fresh).code == 0
+
+    [report] = run("compact", "--vacuum", "--json", repo=fresh).json()["reports"]
+    assert (report["view"], report["compacted"], report["vacuumed"]) == ("machine_health", 3, 0)
+    assert run("compact", repo=fresh).code == 0
+    refused = run("compact", "--views", "machine", repo=fresh)
+    assert (refused.code, "machine_health" in refused.err) == (1, True)

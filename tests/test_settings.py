@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -462,3 +464,23 @@ def test_no_message_holds_a_password(load: Load, tmp_path: Path, variables: dict
 
     assert "hunter2" not in str(error.value)
     assert "hunter2" not in "".join(traceback.format_exception_only(error.value))
+
+
+LIMITED = """
+import sys
+from featurestore import FeatureStore
+from featurestore.errors import SettingsError
+from featurestore.offline.session import session
+
+with FeatureStore(sys.argv[1]), session(SettingsError, "limits") as connection:
+    for name in ("memory_limit", "threads", "temp_directory"):
+        print(connection.execute(f"SELECT current_setting('{name}')").fetchone()[0])
+"""
+
+
+def test_the_limits_reach_duckdb(tmp_path: Path) -> None:
+    """Memory, threads and the folder for what exceeds them are DuckDB's own limits once a store of the repo is open."""
+    limits = f'[offline]\nmemory_limit = "300MB"\nthreads = 1\ntemp_directory = "{tmp_path}"\n'
+    (tmp_path / FILE_NAME).write_text(f'project = "test"\n{limits}', "utf-8")
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split("\n") == ["286.1 MiB", "1", str(tmp_path), ""]

@@ -112,3 +112,25 @@ def test_a_training_set_is_made_again_after_corrections(hourly: FeatureStore, we
 
     assert hourly.get_historical_features(spine, asked).to_dict()["airport_weather__temperature_mean_1d"] == [99.0]
     assert hourly.get_historical_features(spine, asked, as_of_manifest=target).to_arrow().equals(made)
+
+
+def test_a_training_set_is_made_again_after_a_takeover(hourly: FeatureStore, weather_repo: Repo, tmp_path: Path) -> None:
+    """A manifest means the versions that its set was made of, also when others serve, with the aliases and limits of then."""
+    alias = 'away = airport_weather.alias("away", join_keys={"origin": "place"})\n'
+    (weather_repo.folder / "definitions.py").write_text(AGGREGATED + alias)
+    hourly.apply()
+    rows = f"SELECT 'EWR' AS place, make_timestamptz({NOON} + {HOUR} * range) AS event_timestamp FROM range(2)"
+    asked, target = ["away:temperature_mean_2h"], tmp_path / "training.parquet"
+    before = hourly.get_historical_features(rows, asked, incomplete="null")
+    before.to_parquet(target)
+    made = before.to_arrow()
+    assert made["away__temperature_mean_2h"].to_pylist() == [21.0, None]
+
+    (weather_repo.folder / "definitions.py").write_text(
+        AGGREGATED.replace('"2h"', '"3h", "2h"').replace("temperature", "humidity", 0)
+    )
+    write_weather(weather_repo, 50.0)
+    hourly.apply()
+    hourly.materialize()
+    assert [version.state for version in hourly.applied().versions] == ["replaced", "serving"]
+    assert hourly.get_historical_features(rows, asked, as_of_manifest=target).to_arrow().equals(made)

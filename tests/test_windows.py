@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurestore import Aggregation
+from featurestore import Aggregation, Entity, FeatureView, FileSource
 from featurestore.offline.asked import Asked as AskedRows
 from featurestore.offline.point_in_time import values_at
 from featurestore.offline.tables import Snapshot
@@ -34,6 +34,7 @@ from tests.histories import (
     materialize,
     moment,
     set_bucket_rows,
+    write_files,
 )
 
 FLOATS = [0.0, -0.0, 1.0, 0.1, -0.1, 1e16, -1e16, 2.0**-60, 5e-324, 1e300, math.nan, math.inf, -math.inf, None]
@@ -192,3 +193,69 @@ def test_t06_bits_do_not_depend_on_how_the_work_is_cut(history: History, cuts: i
         singly = [evaluate(history, snapshot, [each])[0] for each in asked[:10]]
     assert repr(parts) == repr(whole)
     assert repr(singly) == repr(whole[:10])
+
+
+@given(histories(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_t06_expressions_and_conditions_choose_the_values(history: History, data: st.DataObject) -> None:
+    """With `sql` and `where` the value of an event is the expression's where the condition is true, and null elsewhere."""
+    for file in history.files:
+        for row in file:
+            row["c"] = data.draw(st.sampled_from([None, -3, 0, 1, 5]))
+    refresh = history.view.refresh or micros(1)
+    windows = [refresh, refresh * 10]
+    doubled = [
+        Aggregation("c", function, windows, sql="c * 2", where="c <> 1", type=Int64, name=f"doubled_{function}", n=n)
+        for function, n in (("sum", None), ("count", None), ("max", None), ("last_n", 2))
+    ]
+    positive = Aggregation("*", "count", windows, where="c > 0", name="positive")
+    view = dataclasses.replace(cast("Any", history.view), fields=(), aggregations=(*doubled, positive))
+    columns = [
+        *((key.name, key.type.arrow) for key in view.join_keys),
+        ("c", pa.int64()),
+        ("landed", UTC_TIME),
+        ("written", UTC_TIME),
+    ]
+    meant = [
+        row
+        | dict.fromkeys((each.input.name for each in doubled if each.input), None if row["c"] in (None, 1) else row["c"] * 2)
+        | dict.fromkeys([positive.stored_name], True if row["c"] is not None and row["c"] > 0 else None)
+        for row in history.rows
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(
+            Path(folder), pa.schema(columns), [[{name: row.get(name) for name, _ in columns} for row in f] for f in history.files]
+        )
+        snapshot = materialize(view, Path(folder))
+        asked = asked_of(History(view, history.files, history.keys))
+        found = evaluate(History(view, history.files, history.keys), snapshot, asked)
+    wanted = [oracle.windows_at(view, meant, key, t) for key, t in asked]
+    assert found == wanted
+
+
+def test_t06_a_hot_key_is_right_among_others(tmp_path: Path) -> None:
+    """One key with nine tenths of the events, over many row groups and buckets, has the windows of a naive count."""
+    rows, day = 30_000, 86_400_000_000
+    generator = np.random.default_rng(6)
+    landed = np.sort(generator.integers(0, 90 * day, rows))
+    tails = np.where(generator.random(rows) < 0.9, 7, generator.integers(0, 1000, rows))
+    source = FileSource("landings", path="landings", event_time="landed")
+    counted = Aggregation("c", "count", [micros(day), micros(30 * day)], type=Int64)
+    aggregations = (counted, Aggregation("c", "sum", [micros(30 * day)], type=Int64))
+    plain = FeatureView("v", entities=[Entity("e", join_keys={"tail": Int64})], source=source, fields={"c": Int64})
+    view = dataclasses.replace(cast("Any", plain), fields=(), aggregations=aggregations)
+    values = generator.integers(-5, 6, rows)
+    (tmp_path / "landings").mkdir()
+    table = pa.table({"tail": tails, "c": values, "landed": pa.array(landed).cast(UTC_TIME)})
+    pq.write_table(table, tmp_path / "landings" / "0.parquet")
+    asked = [
+        ((int(key),), int(t)) for key, t in zip([7] * 20 + tails[:20].tolist(), generator.integers(0, 90 * day, 40), strict=True)
+    ]
+    history = History(view, [], [])
+    snapshot = materialize(view, tmp_path)
+    for threads in (1, 3):
+        for ((key,), t), answer in zip(asked, evaluate(history, snapshot, asked, threads=threads), strict=True):
+            of_key = (tails == key) & (landed <= t)
+            month = of_key & (landed > t - 30 * day)
+            wanted = [int((of_key & (landed > t - day)).sum()), int(month.sum()), int(values[month].sum())]
+            assert (list(answer.values()) if answer else None) == (wanted if of_key.any() else None)

@@ -14,6 +14,7 @@ types and
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ __all__ = [
     "view_rows",
 ]
 
+_MISSING = re.compile(r'Referenced column "(.+?)" not found')
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
 _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
 _GLOB = set("*?[")
@@ -173,8 +175,7 @@ def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggrega
             refusals := faults_in(f"SELECT (\n{text}\n) FROM {identifier(view.source.name)}", view.source.name)
         ):
             raise ValueError(f"its {name}: {'; '.join(refusals)}")
-    with session(SourceError, "it cannot be computed") as connection:
-        [sql_type] = _describe(connection, f"(SELECT {_expression(aggregation)} AS value FROM {rows})").values()
+    sql_type = _type_of(aggregation, rows)
     if aggregation.column == ALL:
         return aggregation
     if aggregation.type is None:
@@ -185,6 +186,35 @@ def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggrega
     if not aggregation.type.accepts_sql(sql_type):
         raise ValueError(f"column {aggregation.column!r} is {sql_type}, which {aggregation.type} cannot hold without loss")
     return aggregation
+
+
+def _type_of(aggregation: Aggregation, rows: str) -> str:
+    """Return the DuckDB type of the values that an aggregation takes, after a look at what it is made of."""
+    with session(SourceError, "it cannot be computed") as connection:
+        columns = [name for name in _describe(connection, rows) if name != "__file_seq"]
+        # DuckDB does not tell upper from lower case.
+        if aggregation.sql is None and aggregation.column.lower() not in (ALL, *map(str.lower, columns)):
+            raise ValueError(f"no column {aggregation.column!r}; {known_names(aggregation.column, columns)}")
+        for name in ("sql", "where"):
+            text = getattr(aggregation, name)
+            types = [] if text is None else _types_of(connection, name, text, rows, columns)
+            if name == "where" and types not in ([], ["BOOLEAN"]):
+                raise ValueError(f"its where is {types[0]}, and a condition is BOOLEAN")
+        [sql_type] = _describe(connection, f"(SELECT {_expression(aggregation)} AS value FROM {rows})").values()
+    return sql_type
+
+
+def _types_of(connection: duckdb.DuckDBPyConnection, name: str, text: str, rows: str, columns: Sequence[str]) -> list[str]:
+    try:
+        types = list(_describe(connection, f"(SELECT \n{text}\n FROM {rows})").values())
+    except duckdb.BinderException as reason:
+        missing = _MISSING.search(str(reason))
+        if missing is None:
+            raise
+        raise ValueError(f"its {name}: no column {missing[1]!r}; {known_names(missing[1], columns)}") from None
+    if len(types) != 1:
+        raise ValueError(f"its {name} gives {len(types)} values, and one is needed")
+    return types
 
 
 def _text(reason: Exception) -> str:
