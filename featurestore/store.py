@@ -26,7 +26,7 @@ from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
 from featurestore.offline.stored_sets import StoredSets
 from featurestore.offline.tables import Snapshot
-from featurestore.offline.training import Incomplete, TrainingSet
+from featurestore.offline.training import Availability, Incomplete, TrainingSet
 from featurestore.online import embedded
 from featurestore.online.fetching import Found
 from featurestore.online.sizing import Usage, usages
@@ -34,7 +34,7 @@ from featurestore.online.store import OnlineStore
 from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
 from featurestore.parity.findings import Parity
 from featurestore.parity.logged import LogProgress, LogVerification
-from featurestore.parity.verification import Verification, VerifyProgress, chosen_versions
+from featurestore.parity.verification import Verification, VerifyProgress
 from featurestore.push import Pushing, Receipt
 from featurestore.push_file import push_file
 from featurestore.registry.plan import Plan, make_plan
@@ -307,6 +307,7 @@ class FeatureStore:
         *,
         timestamp_column: str = "event_timestamp",
         incomplete: Incomplete = "error",
+        availability: Availability = "declared",
         as_of_manifest: str | Path | Mapping[str, Any] | None = None,
         lock: GivenLock | None = None,
     ) -> TrainingSet:
@@ -314,6 +315,8 @@ class FeatureStore:
 
         `spine` may be an Arrow table, a pandas or Polars frame, a DuckDB relation, a path to Parquet, or SQL text. `incomplete`
         says what happens to rows beyond a view's watermark: `"error"`, `"stale"` (answer from what is there) or `"null"`.
+        `availability="measured"` goes by the record of loads instead of by declared visible times: each row sees what a lookup at
+        its time could have returned, nothing before the first load of the view's present version.
         `as_of_manifest` makes a training set again as it was when `to_parquet` wrote it: its manifest, or the path to either.
         `lock` is the path of a lock, or a fingerprint, that the features have to have.
 
@@ -332,7 +335,7 @@ class FeatureStore:
         if as_of_manifest is not None:
             training = made.remake(read_manifest(as_of_manifest), spine, asked, now=now)
         else:
-            training = made.make(spine, asked, timestamp_column, incomplete, now=now)
+            training = made.make(spine, asked, timestamp_column, incomplete, availability, now=now)
         if lock is not None:
             check_lock(training.selection, read_lock(lock), self.registry.find_selection)
         return training
@@ -470,10 +473,8 @@ class FeatureStore:
             OnlineStoreError: the online store does not answer.
 
         """
-        chosen = chosen_versions(self.registry.serving(), views, service)
-        return Verification(self.settings, self.registry, self.online, self.clock, self._pushing).verify(
-            chosen, keys=keys, progress=progress
-        )
+        verification = Verification(self.settings, self.registry, self.online, self.clock, self._pushing)
+        return verification.verify(views, service, keys=keys, progress=progress)
 
     def verify_log(
         self,

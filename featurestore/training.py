@@ -10,9 +10,10 @@ from featurestore.errors import InputError
 from featurestore.functions import Functions
 from featurestore.materialize import offline_table
 from featurestore.offline.manifests import Manifest
+from featurestore.offline.measured import Measured
 from featurestore.offline.spine import Spine, open_spine
 from featurestore.offline.tables import Snapshot
-from featurestore.offline.training import Incomplete, Origin, Resources, TrainingSet, complete_until
+from featurestore.offline.training import Availability, Incomplete, Origin, Resources, TrainingSet, complete_until
 from featurestore.on_demand import Evaluation
 from featurestore.push import Pushing
 from featurestore.push_tail import with_tail
@@ -34,9 +35,23 @@ class TrainingSets:
     pushing: Pushing
 
     def make(
-        self, spine: Any, features: str | tuple[str, ...], timestamp_column: str, incomplete: Incomplete, *, now: int
+        self,
+        spine: Any,
+        features: str | tuple[str, ...],
+        timestamp_column: str,
+        incomplete: Incomplete,
+        availability: Availability = "declared",
+        *,
+        now: int,
     ) -> TrainingSet:
-        """Return a training set of what names mean now, from the newest tables."""
+        """Return a training set of what names mean now, from the newest tables, or by the record of loads.
+
+        Raises:
+            InputError: a view has no record of loads, since it is not online or was never loaded.
+
+        """
+        if availability not in ("declared", "measured"):
+            raise InputError(f"availability={availability!r} is not known; known: 'declared', 'measured'", name="availability")
         if incomplete not in ("error", "stale", "null"):
             raise InputError(f"incomplete={incomplete!r} is not known; known: 'error', 'stale', 'null'", name="incomplete")
         selection = select(self.registry.serving(), features if isinstance(features, str) else list(features))
@@ -51,8 +66,14 @@ class TrainingSets:
             if version.view.is_pushed:
                 limits[lookup.name] = until = sealed[version.view.source.name]
                 snapshots[version.uid] = with_tail(self.pushing, version, snapshots[version.uid], version.watermark, until)
+        measured = None
+        if availability == "measured":
+            measured = {each.version.uid: self._measured(each) for each in selection.lookups if not each.version.view.is_pushed}
+            snapshots |= {uid: record.tables[-1] for uid, record in measured.items()}
+            # What a load to come brings is readable later than now.
+            limits |= {each.name: now for each in selection.lookups if each.version.uid in measured}
         origin, on_demand = self._origin(features, now), Evaluation(selection, self.functions.of)
-        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete)
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete, measured=measured)
 
     def remake(self, manifest: Manifest, spine: Any, features: str | tuple[str, ...], *, now: int) -> TrainingSet:
         """Return the training set of a manifest, whatever was applied and materialized since.
@@ -76,8 +97,23 @@ class TrainingSets:
         # What was complete then is complete now; only `null` has to leave out again what it left out.
         incomplete: Incomplete = "null" if manifest.incomplete == "null" else "stale"
         origin, on_demand = self._origin(features, now), Evaluation(selection, self.functions.of)
-        erased = self._erased_since(manifest)
-        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete, erased)
+        erased, measured = self._erased_since(manifest), None
+        if manifest.availability == "measured":
+            measured = {
+                each.version.uid: self._measured(each, tables[each.version.uid])
+                for each in selection.lookups
+                if not each.version.view.is_pushed
+            }
+        return TrainingSet(opened, selection, snapshots, limits, self._resources, origin, on_demand, incomplete, erased, measured)
+
+    def _measured(self, lookup: Lookup, table_version: int | None = None) -> Measured:
+        """Return the record of a version's loads, until that of a table version if one is given."""
+        version = lookup.version
+        loads = [each for each in self.registry.loads(version) if table_version is None or each.table_version <= table_version]
+        if not loads:
+            why = "has no load on record yet; materialize it" if version.view.online else "is not served online (online=False)"
+            raise InputError(f"view {lookup.name!r} {why}, so when its rows were readable was not measured", name=lookup.name)
+        return Measured.of(version.view, loads, lambda number: self._snapshot(version, number))
 
     def _selection(self, manifest: Manifest) -> Selection:
         versions = {version.uid: version for version in self.registry.applied().versions}

@@ -40,7 +40,7 @@ def test_verify_exits_with_1_above_its_threshold(run: Run, fresh: Path) -> None:
     result = run("verify", repo=fresh)
     assert (result.code, result.err) == (1, "")
     assert "machine_health sensor_id=pump_1: different, write outside the store: its header names run 1" in result.out
-    assert result.out.endswith("3 keys, 9 values compared: 1 key of them differ\n")
+    assert result.out.endswith("3 keys, 9 values compared: 1 of them differs\n")
     assert run("verify", "--threshold", "1", repo=fresh).code == 0
     assert run("verify", "machine_health", "--service", "machine_health_v1", repo=fresh).code == 1
     assert run("verify", "machine_helth", repo=fresh).err.startswith("error: ")

@@ -195,7 +195,7 @@ def test_the_command_compares_the_log_and_fails_on_skew(logged_weather: Throwawa
         "verify", "--from-log", "--threshold", "1", "--html", logged_weather.folder / "skew.html", repo=logged_weather.folder
     )
     assert shown.code == 0
-    assert "3 logged rows, 6 values compared: 1 logged row of them differ" in shown.out
+    assert "3 logged rows, 6 values compared: 1 of them differs" in shown.out
     assert "1 of 3 logged rows differ" in (logged_weather.folder / "skew.html").read_text()
     agreed = run("verify", "--from-log", "--end", "2013-06-01T12:00:00Z", "--service", SERVICE, repo=logged_weather.folder)
     assert (agreed.code, "1 logged row, 2 values compared: serving and training agree" in agreed.out) == (0, True)

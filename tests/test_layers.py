@@ -35,6 +35,7 @@ LAYERS = (  # lowest first
     "featurestore.push_file",
     "featurestore.push_erasure",
     "featurestore.materialize",
+    "featurestore.availability",
     "featurestore.serving_log",
     "featurestore.erasure",
     "featurestore.retirement",

@@ -100,6 +100,23 @@ def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | 
         "online": _online(version),
         "online_rows": None if usage is None else asdict(usage),
         "last_run": None if run is None else _run_record(run),
+        "availability": _availability(store, version),
+    }
+
+
+def _availability(store: FeatureStore, version: Version) -> dict[str, Any] | None:
+    """Return what is declared and what was measured of how old rows are when they are readable online; none if nothing was."""
+    from featurestore.availability import availability
+
+    found = availability(version.view, store.registry.loads(version)) if version.view.online else None
+    if found is None:
+        return None
+    return {
+        "declared_seconds": found.declared / 1_000_000,
+        "p50_seconds": found.p50 / 1_000_000,
+        "p99_seconds": found.p99 / 1_000_000,
+        "rows": found.rows,
+        "is_optimistic": found.is_optimistic,
     }
 
 
@@ -163,6 +180,7 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
     yield from fitted(headers, list(map(_row, record["views"])))
     yield from _online_rows(record["views"])
     yield from _logs(record["push_sources"])
+    yield from _readable(record["views"])
     yield from _troubles(record["views"])
     yield from _waiting(record)
     if any(view["last_run"] is None and view["online"] != "pushed" for view in record["views"]):
@@ -213,6 +231,33 @@ def _logs(logs: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
 def _log_row(log: Mapping[str, Any]) -> list[Any]:
     last = NOTHING if log["last_push"] is None else time_text(log["last_push"])
     return [log["source"], log["rows"], last, log["rows_not_folded"]]
+
+
+def _readable(views: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    measured = [(view, view["availability"]) for view in views if view["availability"] is not None]
+    if not measured:
+        return
+    yield ""
+    headers = ["readable online after", "version", "declared", "p50", "p99", "of rows"]
+    yield from fitted(headers, [[view["view"], view["version"], *_ages(each)] for view, each in measured])
+    for view, each in measured:
+        if each["is_optimistic"]:
+            text = (
+                f"refresh + delay say that rows are readable after {_age(each['declared_seconds'])}, one in a hundred takes "
+                f"{_age(each['p99_seconds'])} or more: training sees them before serving did. Declare a longer delay, or train "
+                "with availability='measured'"
+            )
+            yield Text.assemble((f"warning: {view['view']} v{view['version']}: ", "bold yellow"), text)
+
+
+def _ages(each: Mapping[str, Any]) -> list[Any]:
+    colour = "yellow" if each["is_optimistic"] else ""
+    p50, p99 = _age(each["p50_seconds"]), Text(_age(each["p99_seconds"]), colour)
+    return [_age(each["declared_seconds"]), p50, p99, each["rows"]]
+
+
+def _age(seconds: float) -> str:
+    return elapsed_text(round(seconds * 1_000_000))
 
 
 def _cells(rows: Mapping[str, Any]) -> list[Any]:

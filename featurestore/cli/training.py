@@ -32,6 +32,13 @@ class Incomplete(StrEnum):
     NULL = "null"
 
 
+class Availability(StrEnum):
+    """From when rows are visible."""
+
+    DECLARED = "declared"
+    MEASURED = "measured"
+
+
 SpineOption = Annotated[
     str, typer.Option("--spine", metavar="FILE|SQL", help="Entity keys and timestamps: a Parquet file, or SQL that selects them.")
 ]
@@ -39,6 +46,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", h
 TimestampColumn = Annotated[str, typer.Option(metavar="NAME", help="The spine's column of timestamps.")]
 IncompleteOption = Annotated[
     Incomplete, typer.Option(help="Rows beyond what is materialized: refuse, answer from what is there, or leave null.")
+]
+AvailabilityOption = Annotated[
+    Availability, typer.Option(help="Rows are visible as their view declares, or from when they were readable online on record.")
 ]
 Limit = Annotated[int, typer.Option(min=1, metavar="ROWS", help="How many rows to show without --output.")]
 
@@ -50,6 +60,7 @@ def get_historical(
     output: Output = None,
     timestamp_column: TimestampColumn = "event_timestamp",
     incomplete: IncompleteOption = Incomplete.ERROR,
+    availability: AvailabilityOption = Availability.DECLARED,
     limit: Limit = 20,
     lock: LockOption = None,
 ) -> None:
@@ -59,7 +70,12 @@ def get_historical(
     """
     with call.store() as store, row_bars("reading the spine") as bars:
         training = store.get_historical_features(
-            spine, features_named(features), timestamp_column=timestamp_column, incomplete=incomplete.value, lock=lock
+            spine,
+            features_named(features),
+            timestamp_column=timestamp_column,
+            incomplete=incomplete.value,
+            availability=availability.value,
+            lock=lock,
         )
         bars.say("looking the features up")
         # One row more than is shown tells whether there are more.

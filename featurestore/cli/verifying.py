@@ -93,7 +93,8 @@ def _parts(found: Parity, html: Path | None) -> Iterator[RenderableType]:
             yield _example(view, example)
         for note in view.notes:
             yield Text.assemble(("note: ", "bold yellow"), f"{view.view}: {note}")
-    verdict = "serving and training agree" if found.is_equal else f"{counted(found.differences, found.what)} of them differ"
+    differ = f"{found.differences:,} of them {'differs' if found.differences == 1 else 'differ'}"
+    verdict = "serving and training agree" if found.is_equal else differ
     colour = "bold green" if found.is_equal else "bold red"
     yield Text.assemble(
         "\n", (f"{counted(found.compared, found.what)}, {counted(found.values, 'value')} compared: {verdict}", colour)
@@ -104,7 +105,7 @@ def _parts(found: Parity, html: Path | None) -> Iterator[RenderableType]:
 
 def _row(view: ViewParity) -> list[Any]:
     if view.skipped is not None:
-        return [view.view, view.version, *[NOTHING] * 6, Text(view.skipped, "dim")]
+        return [view.view, view.version or NOTHING, *[NOTHING] * 6, Text(view.skipped, "dim")]
     causes = ", ".join(f"{cause.value} {count:,}" for cause, count in sorted(view.causes.items())) or NOTHING
     counts = [view.compared, view.equal, view.different, view.missing_online, view.extra_online]
     at = NOTHING if view.watermark is None else time_text(view.watermark)
@@ -129,4 +130,4 @@ def _example(view: ViewParity, example: Difference) -> Text:
         f"{name} {cell(online).plain} online, {cell(offline).plain} offline" for name, (online, offline) in example.values.items()
     )
     text = f": {example.kind.value}, {example.cause.value}: {example.evidence}" + (f" ({values})" if values else "")
-    return Text.assemble((f"{view.view} {key}", "bold red"), text)
+    return Text.assemble((f"{view.view} {key}".rstrip(), "bold red"), text)

@@ -16,6 +16,7 @@ there it keeps the table versions that it names from being vacuumed, until the f
                          of their code and the name of its kept copy included
     timestamp_column     the spine's
     incomplete           error, stale or null
+    availability         declared or measured
     spine                hash of the spine's columns: see `Spine.digest`
     rows                 how many rows it has
 """
@@ -71,6 +72,7 @@ class Manifest:
     spine: str
     rows: int
     on_demand: tuple[dict[str, Any], ...] = ()
+    availability: str = "declared"
 
 
 def write_manifest(manifest: Manifest, offline_folder: Path) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,6 +24,7 @@ from featurestore.clock import instant_text
 from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
 from featurestore.offline.asked import Asked
 from featurestore.offline.manifests import LookupRecord, Manifest, write_manifest
+from featurestore.offline.measured import Measured
 from featurestore.offline.point_in_time import Wanted, values_of
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, request_column, times_of
@@ -35,7 +37,7 @@ from featurestore.types import pandas_type
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Incomplete", "Origin", "Resources", "TrainingSet", "complete_until"]
+__all__ = ["Availability", "Incomplete", "Origin", "Resources", "TrainingSet", "complete_until"]
 
 _ASKED_BYTES = 150
 """What a spine row takes while it is sorted and looked up, besides its own columns and its features."""
@@ -45,6 +47,7 @@ _COPIES = 3
 """How often a row's columns are in memory at most: as they are read, as they are gathered, and in the result."""
 
 Incomplete = Literal["error", "stale", "null"]
+Availability = Literal["declared", "measured"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class TrainingSet:
     on_demand: Evaluation
     incomplete: Incomplete = "error"
     erased_since: int = 0
+    measured: Mapping[str, Measured] | None = None
+    """By version, the record that takes the place of the declared visible times; none: what is declared."""
 
     def __post_init__(self) -> None:
         taken = set(self.selection.columns) & set(self.spine.schema.names)
@@ -165,6 +170,7 @@ class TrainingSet:
             spine=self.spine.digest(),
             rows=rows,
             on_demand=tuple(dict(each.spec) for each in self.selection.computed),
+            availability="declared" if self.measured is None else "measured",
         )
 
     def _chunk_rows(self) -> int:
@@ -200,17 +206,28 @@ class TrainingSet:
             if what not in sorted_once:
                 keys = [key_column(chunk[name], name, key.type) for name, key in zip(what[0], view.join_keys, strict=True)]
                 sorted_once[what] = Asked.of(keys, np.where(times > latest, BEGINNING - 1, times))
-            snapshot = self.snapshots[lookup.version.uid]
-            wanted.append(Wanted(view, snapshot, sorted_once[what], lookup.features, event_times=False))
-        found = values_of(wanted, threads=self.resources.threads)
-        for lookup, values in zip(self.selection.lookups, found, strict=True):
-            columns |= {lookup.column(feature): values.features[feature] for feature in lookup.features}
+            if lookup.version.uid not in (self.measured or {}):
+                snapshot = self.snapshots[lookup.version.uid]
+                wanted.append(Wanted(view, snapshot, sorted_once[what], lookup.features, event_times=False))
+        found = iter(values_of(wanted, threads=self.resources.threads))
+        for lookup in self.selection.lookups:
+            measured = (self.measured or {}).get(lookup.version.uid)
+            values = next(found).features if measured is None else self._measured_values(measured, lookup, chunk, times)
+            columns |= {lookup.column(feature): values[feature] for feature in lookup.features}
         if self.on_demand:
             request = {name: request_column(chunk[name], name, type_) for name, type_ in self.selection.request.items()}
             given = columns | request
             inputs = {name: given[name] for name in self.on_demand.inputs}
             columns |= self.on_demand.arrow(inputs, len(chunk), first_row=first_row)
         return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
+
+    def _measured_values(self, measured: Measured, lookup: Lookup, chunk: pa.Table, times: npt.NDArray[np.int64]) -> pa.Table:
+        """Return the features of a lookup by the record of its loads."""
+        pairs = zip(lookup.key_columns, lookup.version.view.join_keys, strict=True)
+        keys = [key_column(chunk[name], name, key.type) for name, key in pairs]
+        latest = self.complete_until[lookup.name] if self.incomplete == "null" else FOREVER
+        asked = np.where(times > latest, BEGINNING - 1, times)
+        return measured.values(keys, asked, lookup.features, threads=self.resources.threads)
 
     def _refuse_incomplete(self) -> None:
         limits = [(lookup, self.complete_until[lookup.name]) for lookup in self.selection.lookups]

@@ -30,6 +30,7 @@ from featurestore.offline.sources import view_rows
 from featurestore.offline.tables import Snapshot
 from featurestore.online.store import OnlineStore, ttl_of
 from featurestore.parity.causes import Explained, Suspects, Witnesses, explain, is_alike
+from featurestore.parity.code import ON_DEMAND, code_parities
 from featurestore.parity.comparison import Bools
 from featurestore.parity.findings import Cause, Difference, Kind, Parity, ViewParity
 from featurestore.parity.keys import KeySample, least_hashes
@@ -44,7 +45,7 @@ from featurestore.registry.state import Applied, Loaded, Version
 from featurestore.settings import Settings
 from featurestore.types import ValueType
 
-__all__ = ["Verification", "VerifyProgress", "chosen_versions"]
+__all__ = ["Verification", "VerifyProgress"]
 
 VerifyProgress = Callable[[str, int], None]
 """Is told a view, and how many of its keys are compared so far."""
@@ -53,7 +54,7 @@ _ATTEMPTS = 3
 _ROWS, _BYTES = 50_000, 50_000_000
 
 
-def chosen_versions(serving: Applied, views: Sequence[str] | None, service: str | None) -> list[Version]:
+def _chosen_versions(serving: Applied, views: Sequence[str] | None, service: str | None) -> list[Version]:
     """Return the serving versions of views or aliases, by default all, or of those that a feature service asks for.
 
     Raises:
@@ -68,7 +69,7 @@ def chosen_versions(serving: Applied, views: Sequence[str] | None, service: str 
     elif views is None:
         found = list(serving.versions)
     else:
-        found = [lookup_of(serving, name).version for name in views]
+        found = [lookup_of(serving, name).version for name in views if (ON_DEMAND, name) not in serving.specs]
     return list({version.id: version for version in found}.values())
 
 
@@ -82,15 +83,18 @@ class Verification:
     clock: Clock
     pushing: Pushing
 
-    def verify(self, versions: Sequence[Version], *, keys: int | None, progress: VerifyProgress) -> Parity:
-        """Compare serving versions, `keys` keys of each or all of them.
+    def verify(self, views: Sequence[str] | None, service: str | None, *, keys: int | None, progress: VerifyProgress) -> Parity:
+        """Compare what serves, `keys` keys of each view or all of them, and look at the code of on-demand views.
 
         Raises:
+            NotFoundError: no such view, alias or service.
             OnlineStoreError: the online store does not answer.
             OfflineStoreError: a table cannot be read.
 
         """
-        return Parity(self.clock(), keys, tuple(self._view(version, keys, progress) for version in versions))
+        serving = self.registry.serving()
+        found = [self._view(version, keys, progress) for version in _chosen_versions(serving, views, service)]
+        return Parity(self.clock(), keys, (*found, *code_parities(self.settings, serving, views, service)))
 
     def _view(self, version: Version, keys: int | None, progress: VerifyProgress) -> ViewParity:
         name, loaded = version.view.name, version.loaded
