@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from featurestore import FeatureStore
 from featurestore_server.contract import ARROW
 from featurestore_server.problems import handle_errors
 from featurestore_server.processes import Computed, Processes
+from featurestore_server.slots import Slots
 from tests.conftest import NOON, TIME, at
 from tests.service import BIG, HISTORICAL, ONLINE, SPINE, as_stream, problem, request_of, serving
 
@@ -159,3 +162,35 @@ def test_what_fails_unexpectedly_in_a_process(store: FeatureStore, caplog: pytes
     [record] = [each for each in caplog.records if each.name == "featurestore_server"]
     assert record.exc_info is not None
     assert "TypeError: len() takes exactly one argument (3 given)" in str(record.exc_info[1])
+
+
+def test_slots_are_given_in_turn_across_event_loops() -> None:
+    """Who waits longest is next, whichever event loop it waits on; who goes away while waiting keeps nothing."""
+    slots, order = Slots(1), []
+    asyncio.run(slots.take())
+
+    def wait(name: str) -> None:
+        async def taken() -> None:
+            await slots.take()
+            order.append(name)
+            slots.give()
+
+        asyncio.run(taken())
+
+    async def gone() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(slots.take(), 0.01)
+
+    threads = []
+    for number, name in enumerate("abc", 1):
+        threads.append(threading.Thread(target=wait, args=(name,)))
+        threads[-1].start()
+        _wait_for(lambda number=number: slots.waiting == number)  # type: ignore[misc]
+    asyncio.run(gone())
+    assert (slots.waiting, slots.is_full) == (3, True)
+    slots.give()
+    for thread in threads:
+        thread.join(10)
+
+    assert order == ["a", "b", "c"]
+    assert (slots.waiting, slots.is_full) == (0, False)

@@ -32,6 +32,7 @@ from starlette.types import Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server.problems import ProblemError
+from featurestore_server.slots import Slots
 from featurestore_server.training_process import FRAME, Origin, Work, run
 
 __all__ = ["Computed", "LostProcessError", "Processes", "frames"]
@@ -54,11 +55,10 @@ class Processes:
     store: FeatureStore
     at_once: int
     queue: int
-    _slots: asyncio.Semaphore = field(init=False)
-    _waiting: int = 0
+    _slots: Slots = field(init=False)
 
     def __post_init__(self) -> None:
-        self._slots = asyncio.Semaphore(self.at_once)
+        self._slots = Slots(self.at_once)
 
     @asynccontextmanager
     async def started(self, work: Work, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
@@ -68,19 +68,15 @@ class Processes:
             ProblemError: too many wait already.
 
         """
-        if self._slots.locked() and self._waiting >= self.queue:
+        if self._slots.is_full and self._slots.waiting >= self.queue:
             detail = "as many training queries as can be are computed and waiting; come again, or send it as a training-set job"
             raise ProblemError("busy", detail, headers={"Retry-After": _BUSY_SECONDS})
-        self._waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._waiting -= 1
+        await self._slots.take()
         try:
             async with self._process(work, folder) as reader:
                 yield reader
         finally:
-            self._slots.release()
+            self._slots.give()
 
     @asynccontextmanager
     async def _process(self, work: Work, folder: Path) -> AsyncIterator[asyncio.StreamReader]:
