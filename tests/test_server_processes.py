@@ -177,6 +177,9 @@ def test_slots_are_given_in_turn_across_event_loops() -> None:
 
         asyncio.run(taken())
 
+    def is_waited_for_by(count: int) -> Callable[[], bool]:
+        return lambda: slots.waiting == count
+
     async def gone() -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(slots.take(), 0.01)
@@ -185,7 +188,7 @@ def test_slots_are_given_in_turn_across_event_loops() -> None:
     for number, name in enumerate("abc", 1):
         threads.append(threading.Thread(target=wait, args=(name,)))
         threads[-1].start()
-        _wait_for(lambda number=number: slots.waiting == number)  # type: ignore[misc]
+        _wait_for(is_waited_for_by(number))
     asyncio.run(gone())
     assert (slots.waiting, slots.is_full) == (3, True)
     slots.give()
