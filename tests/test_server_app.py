@@ -3,6 +3,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
+import pytest
 from starlette.testclient import TestClient
 
 from featurestore import FeatureStore
@@ -20,8 +21,9 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
-def test_concurrent_requests(store: FeatureStore) -> None:
+def test_concurrent_requests(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that meet in a store which has opened nothing yet each get the answers to their own questions."""
+    monkeypatch.setenv("FEATURESTORE_SERVER__TRAINING_QUEUE", "16")  # as many as may come at once
     rows = {BIG: -(2**63), BIG - 1: 2**63 - 1, 7: None, 99: None}
     users = list(rows) * 5
     with FeatureStore(store.settings.root) as fresh:
@@ -30,7 +32,7 @@ def test_concurrent_requests(store: FeatureStore) -> None:
         def ask(number: int) -> bool:
             asked = users[number:] + users[:number]
             expected = [rows[user] for user in asked]
-            if number % 4 == 0:
+            if number % 20 == 0:
                 spine = pa.table({"user_id": asked, "event_timestamp": pa.array([at(NOON)] * len(asked), TIME)})
                 response = client.post(HISTORICAL, **request_of(spine, JSON, features=["every_type:large"]))
             elif number % 4 == 1:
