@@ -100,4 +100,4 @@ def test_files_of_the_state_folder_are_looked_at(repo: Repo) -> None:
         if path.is_file() and SECRET.encode() in path.read_bytes()
     ]
 
-    assert any(name.startswith("registry.db") for name in found)
+    assert any(name.startswith("registry.db") for name in found) or store.settings.registry.url.startswith("postgresql")
