@@ -10,6 +10,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 
 from featurestore.registry.api_keys import ApiKey, digest_of
 from featurestore_server.problems import ProblemError
@@ -34,6 +35,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="featurestore"'}
 _key: ContextVar[ApiKey] = ContextVar("key", default=_ANYONE)
 
 
+@lru_cache(maxsize=1024)
 def role_of(path: str) -> str | None:
     """Return the role that a route needs, none for those open to everyone; what is not known needs the highest."""
     if path in _OPEN:
