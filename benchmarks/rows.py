@@ -58,15 +58,22 @@ def compare(name: str, what: str, ours: Call, peers: Mapping[str, Call], repetit
 
     A peer that is a method of another process returns the Cost of its own measurement. With `count` the row is a rate.
     """
-    warm = {peer: measured(call) for peer, call in peers.items()}
-    mine: list[Cost] = [measured(ours)]
-    theirs: dict[str, list[tuple[Cost, Cost]]] = {peer: [] for peer in peers}
+    mine, warm, failed = [measured(ours)], dict[str, Cost](), dict[str, str]()
+    for peer, call in peers.items():
+        try:
+            warm[peer] = measured(call)
+        except Exception as reason:  # noqa: BLE001 (that it fails is the result)
+            failed[peer] = f"{type(reason).__name__}: {reason}"
+    theirs: dict[str, list[tuple[Cost, Cost]]] = {peer: [] for peer in warm}
     for repetition in range(repetitions):
-        for peer, call in peers.items():
+        for peer in warm:
+            call = peers[peer]
             if repetition < (2 if warm[peer].seconds > SLOW_SECONDS else repetitions):
                 mine.append(measured(ours))
                 theirs[peer].append((mine[-1], measured(call)))
-    rows = []
+    took = mine[0].seconds if count is None else count / mine[0].seconds
+    unit = "s" if count is None else "per s"
+    rows = [Row(name, what, unit, took, None, peer, None, None, 1, error=error) for peer, error in failed.items()]
     for peer, pairs in theirs.items():
         seconds = [(one.seconds, other.seconds) for one, other in pairs]
         row = row_of(name, what, "s", peer, seconds)

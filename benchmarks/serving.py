@@ -1,35 +1,41 @@
-"""The rows about the HTTP service: lookups under load from another process, against a server that does nothing."""
+"""The rows about the HTTP service: lookups under load from another process, beside Feast's server and one that does nothing."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from benchmarks.data import FEATURES, Bench
-from benchmarks.rows import Row
+from benchmarks.data import Bench
+from benchmarks.feast import NAME as FEAST
+from benchmarks.feast import feast_served
+from benchmarks.online import five_views
+from benchmarks.rows import Rows, row_of
 
-__all__ = ["SERVING_ROWS"]
+__all__ = ["SERVING_ROWS", "Load", "served"]
 
+ROOT = Path(__file__).parents[1]
 CONNECTIONS, SECONDS, BODIES = 32, 3, 100
-PATH = "/v1/online-features"
+PATH, FEAST_PATH = "/v1/online-features", "/get-online-features"
+JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
+EMPTY = "empty ASGI server (floor)"
 
 
 @contextmanager
-def _served(*command: str, **variables: str) -> Iterator[str]:
-    """Run a server that prints its URL, and end it."""
-    root = Path(__file__).parents[1]
-    environment = os.environ | variables
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+def served(*command: str) -> Iterator[str]:
+    """Run a server that prints its URL, give that, and end it."""
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["url"]
@@ -38,75 +44,219 @@ def _served(*command: str, **variables: str) -> Iterator[str]:
         process.wait(20)
 
 
-def _script(bench: Bench, entities: int) -> str:
-    """Return what wrk sends in turn: lookups of different entities."""
-    users = np.random.default_rng(6).integers(0, bench.sizes.keys, (BODIES, entities)).tolist()
-    bodies = [json.dumps({"feature_service": "model", "entities": {"user_id": each}}) for each in users]
-    table = ",".join(f"[==[{body}]==]" for body in bodies)
-    return f"""
-        local bodies, requests, number = {{{table}}}, {{}}, 0
-        function init()
-            for place, body in ipairs(bodies) do
-                requests[place] = wrk.format("POST", "{PATH}", {{["Content-Type"] = "application/json"}}, body)
+@dataclass(frozen=True)
+class Load:
+    """What is asked of a server: bodies in turn, each in a file."""
+
+    path: str
+    media_type: str
+    folder: Path
+
+    def write(self, bodies: list[bytes]) -> Load:
+        """Write what is sent, and the script that makes wrk send it."""
+        self.folder.mkdir(exist_ok=True)
+        for number, body in enumerate(bodies):
+            (self.folder / str(number)).write_bytes(body)
+        self.script.write_text(
+            f"""
+            local requests, number = {{}}, 0
+            function init()
+                for place = 0, {len(bodies) - 1} do
+                    local file = io.open("{self.folder}/" .. place, "rb")
+                    local headers = {{["Content-Type"] = "{self.media_type}"}}
+                    requests[place] = wrk.format("POST", "{self.path}", headers, file:read("*a"))
+                    file:close()
+                end
             end
-        end
-        function request() number = number % {BODIES} + 1; return requests[number] end
-    """
+            function request() number = (number + 1) % {len(bodies)}; return requests[number] end
+            """,
+            "utf-8",
+        )
+        return self
+
+    @property
+    def script(self) -> Path:
+        """The script of wrk."""
+        return self.folder / "load.lua"
+
+    def rate(self, url: str) -> float:
+        """Return the answers per second; all of them have to be good."""
+        wrk = shutil.which("wrk")
+        if wrk is None:
+            raise SystemExit("wrk is not on the PATH: apt-get install wrk")
+        command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "--timeout", "20s", "-s", str(self.script), url]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        if "Non-2xx" in shown or "Socket errors" in shown:
+            raise AssertionError(shown)
+        match = re.search(r"Requests/sec:\s*([0-9.]+)", shown)
+        assert match, shown
+        return float(match[1])
+
+    def latency(self, url: str, rate: float) -> dict[str, float]:
+        """Return percentiles in milliseconds at a constant rate, from when each request was due."""
+        command = [sys.executable, "-m", "benchmarks.paced", url + self.path, self.media_type, str(self.folder), f"{rate:.1f}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        found: dict[str, float] = json.loads(done.stdout)
+        return found
 
 
-def _rate(url: str, script: Path) -> float:
-    """Return the answers per second that one worker gives; all of them have to be good."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise SystemExit("wrk is not on the PATH: apt-get install wrk")
-    command = [wrk, "-t1", f"-c{CONNECTIONS}", f"-d{SECONDS}s", "-s", str(script), url]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "Non-2xx" in shown or "Socket errors" in shown:
-        raise AssertionError(shown)
-    match = re.search(r"Requests/sec:\s*([0-9.]+)", shown)
-    assert match, shown
-    return float(match[1])
+def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, Load]:
+    """Return the same lookups in our words and in Feast's."""
+    users = np.random.default_rng(6).integers(0, bench.sizes.keys, (BODIES, entities)).tolist()
+    bodies = [json.dumps({"feature_service": service, "entities": {"user_id": each}}).encode() for each in users]
+    ours = Load(PATH, JSON, bench.folder / name).write(bodies)
+    return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(bodies)
 
 
-def _lookups(name: str, bench: Bench, repetitions: int, entities: int) -> Row:
-    what = f"HTTP lookups of {entities} x {FEATURES} features, 1 worker, {CONNECTIONS} connections"
-    with _service(bench) as service, _served("benchmarks.empty_server") as empty:
-        return _compared(name, what, bench, entities, (service, empty), "empty ASGI server (floor)", repetitions)
+def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load]], repetitions: int, *, paced: bool = True) -> Rows:
+    """Measure the first of some servers under their loads in turn with the others."""
+    (mine, (url, load)), *others = loads.items()
+    load.rate(url)
+    pairs: dict[str, list[tuple[float, float]]] = {peer: [] for peer, _ in others}
+    for _ in range(repetitions):
+        own = load.rate(url)
+        for peer, (other, theirs) in others:
+            pairs[peer].append((own, theirs.rate(other)))
+    rows = [row_of(name, what, "per s", peer, each, is_rate=True) for peer, each in pairs.items()]
+    assert mine == "ours"
+    return [replace(row, latency=load.latency(url, row.ours / 2)) for row in rows[:1]] + rows[1:] if paced else rows
 
 
-def _service(bench: Bench, **variables: str) -> AbstractContextManager[str]:
-    return _served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json", **variables)
+def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features: int) -> Rows:
+    service = "model" if features == 10 else "model_50"
+    ours, theirs = _loads(bench, name, service, entities)
+    with ExitStack() as servers:
+        url = servers.enter_context(
+            served("featurestore_server", "--repo", str(five_views(bench).settings.root), "--port", "0", "--json")
+        )
+        empty = servers.enter_context(served("benchmarks.empty_server"))
+        other = servers.enter_context(feast_served(bench))
+        _check_same(url, ours, other, theirs)
+        what = f"HTTP lookups of {entities} x {features} features, 1 worker, {CONNECTIONS} connections"
+        loads = {"ours": (url, ours), EMPTY: (empty, ours), FEAST: (other, theirs)}
+        return _compared(name, what, loads, repetitions)
 
 
-def _compared(name: str, what: str, bench: Bench, entities: int, urls: tuple[str, str], peer: str, repetitions: int) -> Row:
-    script = bench.folder / f"{name}.lua"
-    script.write_text(_script(bench, entities))
-    pairs = [(_rate(urls[0], script), _rate(urls[1], script)) for _ in range(repetitions + 1)][1:]
-    mine, floor = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = [one / other for one, other in pairs]
-    return Row(name, what, "per s", mine, floor, peer, statistics.median(ratios), (min(ratios), max(ratios)))
+def _check_same(url: str, ours: Load, other: str, theirs: Load) -> None:
+    mine = _answer(url, ours)["features"]["v0__f7"]
+    found = _answer(other, theirs)
+    place = found["metadata"]["feature_names"].index("f7")
+    if mine != found["results"][place]["values"]:
+        raise AssertionError("Feast's server gives other values than ours")
 
 
-def online_1x10(bench: Bench, repetitions: int) -> Row:
-    """Compare lookups of one entity over HTTP with an empty server."""
-    return _lookups("online_1x10", bench, repetitions, 1)
+def _answer(url: str, load: Load) -> dict[str, dict[str, list[float]]] | dict[str, dict[str, list[str]]]:
+    body, headers = (load.folder / "0").read_bytes(), {"Content-Type": load.media_type}
+    request = urllib.request.Request(url + load.path, body, headers)  # noqa: S310 (our own loopback address)
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        return json.loads(answer.read())  # type: ignore[no-any-return]
 
 
-def online_100x10(bench: Bench, repetitions: int) -> Row:
-    """Compare lookups of 100 entities over HTTP with an empty server."""
-    return _lookups("online_100x10", bench, repetitions, 100)
+def online_1x10(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of one entity over HTTP."""
+    return _lookups("online_1x10", bench, repetitions, 1, 10)
 
 
-def serving_log(bench: Bench, repetitions: int) -> Row:
-    """Compare lookups over HTTP of which a tenth is logged with those of which none is."""
-    what = f"HTTP lookups of 1 x {FEATURES} features, a tenth of them in the serving log"
-    settings = {"FEATURESTORE_SERVING_LOG__SAMPLE": "0.1", "FEATURESTORE_SERVING_LOG__FLUSH_SECONDS": "1"}
-    with _service(bench, **settings) as logging, _service(bench) as plain:
-        return _compared("serving_log", what, bench, 1, (logging, plain), "without the log", repetitions)
+def online_100x10(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of 100 entities over HTTP."""
+    return _lookups("online_100x10", bench, repetitions, 100, 10)
 
 
-SERVING_ROWS: dict[str, Callable[..., Row]] = {
+def online_1x50(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of one entity and five views over HTTP."""
+    return _lookups("online_1x50", bench, repetitions, 1, 50)
+
+
+def online_100x50(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of 100 entities and five views over HTTP."""
+    return _lookups("online_100x50", bench, repetitions, 100, 50)
+
+
+def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of 1,000 entities and five views as Arrow with the same as JSON, and with Feast, which has JSON alone."""
+    users = np.random.default_rng(6).integers(0, bench.sizes.keys, (10, 1000))
+    json_load, theirs = _loads(bench, "json_1000", "model_50", 1000)
+    ours = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000").write([_arrow(each) for each in users])
+    with ExitStack() as servers:
+        url = servers.enter_context(
+            served("featurestore_server", "--repo", str(five_views(bench).settings.root), "--port", "0", "--json")
+        )
+        other = servers.enter_context(feast_served(bench))
+        what = f"HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, {CONNECTIONS} connections"
+        loads = {"ours": (url, ours), "ours, JSON": (url, json_load), FEAST: (other, theirs)}
+        return _compared("online_1000x50_arrow", what, loads, repetitions, paced=False)
+
+
+def _arrow(users: np.ndarray) -> bytes:
+    table, sink = pa.table({"user_id": users}), pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def online_2_workers(bench: Bench, repetitions: int) -> Rows:
+    """Compare two workers with one; the load generator takes its share of the two cores."""
+    ours, _ = _loads(bench, "workers", "model_50", 100)
+    root = str(five_views(bench).settings.root)
+    with ExitStack() as servers:
+        two = servers.enter_context(served("featurestore_server", "--repo", root, "--port", "0", "--json", "--workers", "2"))
+        one = servers.enter_context(served("featurestore_server", "--repo", root, "--port", "0", "--json"))
+        what = f"HTTP lookups of 100 x 50 features, 2 workers, {CONNECTIONS} connections"
+        loads = {"ours": (two, ours), "ours, 1 worker": (one, ours)}
+        return _compared("online_2_workers", what, loads, repetitions, paced=False)
+
+
+def push_to_read(bench: Bench, _: int) -> Rows:
+    """Compare the time from a push to the first lookup that sees it, through both Python APIs."""
+    from benchmarks.feast import feast
+    from featurestore import FeatureStore
+
+    folder, count = bench.folder / "pushed", 50
+    folder.mkdir(exist_ok=True)
+    online = bench.store.online.topology.layout().endpoints[0].path
+    (folder / "featurestore.toml").write_text(f'project = "pushed"\nonline.url = "unix://{online}"\n', "utf-8")
+    (folder / "definitions.py").write_text(PUSHED, "utf-8")
+    random = np.random.default_rng(8)
+    rows = [{"user_id": user, **{f"f{place}": random.random() for place in range(10)}} for user in range(count)]
+    with FeatureStore(folder) as store:
+        store.apply()
+        store.materialize()
+        taken = []
+        for row in rows:
+            began = time.perf_counter()
+            store.push("clicks", [{**row, "at": began_at(store)}])
+            while store.get_online_features({"user_id": [row["user_id"]]}, "model").to_dict()["live__f0"] != [row["f0"]]:
+                pass
+            taken.append(time.perf_counter() - began)
+    theirs = feast(bench).cost("push", rows=rows).seconds / count
+    mine = float(np.mean(taken))
+    row = row_of("push_to_read", "from a push of one row to the lookup that sees it", "ms", FEAST, [(mine * 1e3, theirs * 1e3)])
+    return [replace(row, what=row.what + f", mean of {count}")]
+
+
+def began_at(store: object) -> int:
+    """Return the present in microseconds, by the store's clock."""
+    return int(store.clock())  # type: ignore[attr-defined]
+
+
+PUSHED = """
+from featurestore import Entity, FeatureService, FeatureView, Field, PushSource
+from featurestore.types import Float64, Int64
+
+user = Entity("user", join_keys={"user_id": Int64})
+columns = {"user_id": Int64, **{f"f{place}": Float64 for place in range(10)}}
+clicks = PushSource("clicks", fields=columns, event_time="at")
+live = FeatureView("live", entities=[user], source=clicks, fields={f"f{place}": Float64 for place in range(10)})
+model = FeatureService("model", features=[live])
+"""
+
+SERVING_ROWS: dict[str, Callable[..., Rows]] = {
     "online_1x10": online_1x10,
     "online_100x10": online_100x10,
-    "serving_log": serving_log,
+    "online_1x50": online_1x50,
+    "online_100x50": online_100x50,
+    "online_1000x50_arrow": online_1000x50_arrow,
+    "online_2_workers": online_2_workers,
+    "push_to_read": push_to_read,
 }

@@ -5,26 +5,70 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["render", "with_scoreboard"]
+__all__ = ["SHORT", "render", "with_scoreboard"]
+
+SHORT = (
+    "pit_1view", "windows_3", "online_1x10", "online_100x50", "online_python_1x10", "materialize_latest", "bytes_per_row",
+    "push_to_read", "lines_to_first_feature",
+)  # fmt: skip
+"""The rows of the project's README."""
 
 _BEGIN, _END = "<!-- scoreboard -->\n", "<!-- /scoreboard -->"
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render(results: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
     """Return the results as a Markdown table, and a line that says when and with what they were measured."""
-    lines = ["| what | ours | compared with | ratio (least to greatest) |", "|---|---|---|---|"]
-    for row in results["rows"]:
-        ours, peer = (
-            f"{value:,.2f} s" if row["unit"] == "s" else f"{value:,.0f} {row['unit']}" for value in (row["ours"], row["peer"])
-        )
-        spread = f"{row['spread'][0]:.2f} to {row['spread'][1]:.2f}"
-        lines.append(f"| {row['what']} | {ours} | {peer}, {row['peer_name']} | {row['ratio']:.2f} ({spread}) |")
+    rows = [row for row in results["rows"] if names is None or row["name"] in names]
+    lines = ["| what | ours | compared with | times better (least to greatest) |", "|---|---|---|---|"]
+    lines += [_line(row, is_full=names is None) for row in rows]
+    if names is None:
+        lines += ["", *_costs(rows), "", *_latencies(rows)]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     where = f"{results['date']}, commit {results['commit']}, {results['machine']}, Python {results['python']}, {versions}"
     return "\n".join([*lines, "", f"Medians; {where}."])
 
 
-def with_scoreboard(document: str, results: Mapping[str, Any]) -> str:
+def _line(row: Mapping[str, Any], *, is_full: bool) -> str:
+    what = f"`{row['name']}` {row['what']}" if is_full else row["what"]
+    ours = _shown(row["ours"], row["unit"])
+    if row["error"] is not None:
+        return f"| {what} | {ours} | {row['peer_name']}: failed | {row['error']} |"
+    spread = f"{_number(row['spread'][0])} to {_number(row['spread'][1])}"
+    peer = f"{_shown(row['peer'], row['unit'])}, {row['peer_name']}"
+    return f"| {what} | {ours} | {peer} | {_number(row['ratio'])} ({spread}) |"
+
+
+def _costs(rows: list[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "| row | compared with | processor seconds, ours / theirs | memory grown at the peak, ours / theirs |",
+        "|---|---|---|---|",
+    ]
+    for row in rows:
+        if row["processor"] is not None:
+            processor = " / ".join(f"{each:,.2f}" for each in row["processor"])
+            memory = " / ".join(f"{each / 1e6:,.0f} MB" for each in row["memory"])
+            lines.append(f"| `{row['name']}` | {row['peer_name']} | {processor} | {memory} |")
+    return lines
+
+
+def _latencies(rows: list[Mapping[str, Any]]) -> list[str]:
+    lines = ["| row | at requests per second | p50 | p90 | p99 | p99.9 |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        if (latency := row["latency"]) is not None:
+            values = " | ".join(f"{latency[name]:.2f} ms" for name in ("p50", "p90", "p99", "p99.9"))
+            lines.append(f"| `{row['name']}` | {latency['rate']:,.0f} | {values} |")
+    return lines
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.2f} {unit}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def with_scoreboard(document: str, results: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
     """Return a document with the results between its scoreboard marks."""
     before, _, rest = document.partition(_BEGIN)
-    return f"{before}{_BEGIN}{render(results)}\n{_END}{rest.partition(_END)[2]}"
+    return f"{before}{_BEGIN}{render(results, names)}\n{_END}{rest.partition(_END)[2]}"

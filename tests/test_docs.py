@@ -201,7 +201,7 @@ def test_each_rule_has_tests_that_carry_its_name(page: str) -> None:
 
 @pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])
 def test_the_scoreboard_shows_the_last_results(document: str) -> None:
-    """The table is rendered from the results file, so it can show nothing that was not measured."""
+    """The tables are rendered from the results file, so they can show nothing that was not measured."""
     results = json.loads((CHECKOUT / "benchmarks/results/latest.json").read_text("utf-8"))
     rendered = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--render"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True,
@@ -209,5 +209,6 @@ def test_the_scoreboard_shows_the_last_results(document: str) -> None:
     ).stdout  # fmt: skip
     text = (CHECKOUT / document).read_text("utf-8")
     shown = text.partition("<!-- scoreboard -->\n")[2].partition("<!-- /scoreboard -->")[0]
-    assert shown == rendered
-    assert all(row["what"] in shown for row in results["rows"])
+    assert shown
+    assert shown in rendered
+    assert document == "README.md" or all(row["what"] in shown for row in results["rows"])

@@ -1,0 +1,3 @@
+featurestore apply
+featurestore materialize
+featurestore get-online model -k user_id=7 --json
