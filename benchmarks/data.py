@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ FEATURES = 10
 _BLOCK = 5_000_000
 
 DEFINITIONS = f"""
-from featurestore import Entity, FeatureService, FeatureView, FileSource
+from featurestore import Aggregation, Entity, FeatureService, FeatureView, FileSource
 from featurestore.types import Float64, Int64
 
 user = Entity("user", join_keys={{"user_id": Int64}})
@@ -48,6 +49,8 @@ class Bench:
     folder: Path
     store: FeatureStore
     sizes: Sizes
+    prepared: float
+    """How many seconds the first materialization took."""
     ending: ExitStack = field(default_factory=ExitStack)
     """Ends what rows have started for all of them."""
 
@@ -63,17 +66,22 @@ class Bench:
 
 
 @contextmanager
-def make_repo(folder: Path, sizes: Sizes, settings: str = "") -> Iterator[Bench]:
+def make_repo(folder: Path, sizes: Sizes, *, settings: str = "", more: str = "", is_online: bool = True) -> Iterator[Bench]:
     """Write data and definitions, apply them, and materialize."""
     random = np.random.default_rng(2013)
     write_events(folder / "events.parquet", random, sizes)
     pq.write_table(pa.table(keys_and_times(random, sizes.spine, sizes.keys, "event_timestamp")), folder / "spine.parquet")
     (folder / "featurestore.toml").write_text(f'project = "benchmarks"\n{settings}', "utf-8")
-    (folder / "definitions.py").write_text(DEFINITIONS, "utf-8")
+    definitions = DEFINITIONS if is_online else DEFINITIONS.replace('refresh="1h",', 'refresh="1h", online=False,')
+    (folder / "definitions.py").write_text(definitions + more, "utf-8")
     with FeatureStore(folder) as store:
         store.apply()
-        store.materialize()
-        bench = Bench(folder, store, sizes)
+        began = time.perf_counter()
+        store.materialize(["activity"])
+        prepared = time.perf_counter() - began
+        if more:
+            store.materialize()
+        bench = Bench(folder, store, sizes, prepared)
         try:
             yield bench
         finally:

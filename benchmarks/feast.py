@@ -79,7 +79,17 @@ def feast(bench: Bench) -> Feast:
     duckdb.sql(newest).write_parquet(str(latest))
     port = free_port()
     bench.store.online._client.config_set("port", port)  # noqa: SLF001 (Feast knows no Unix sockets)
-    command = [str(python), "-W", "ignore", "-m", "benchmarks.feast_peer", str(folder), f"127.0.0.1:{port}", str(bench.events), str(latest)]
+    command = [
+        str(python),
+        "-W",
+        "ignore",
+        "-m",
+        "benchmarks.feast_peer",
+        str(folder),
+        f"127.0.0.1:{port}",
+        str(bench.events),
+        str(latest),
+    ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     peer = Feast(process, folder, python)
     bench.ending.callback(_end, process)

@@ -83,7 +83,7 @@ class Peer:
     def values(self, service: str, users: list[int]) -> object:
         """Return what a lookup gives."""
         chosen = self.store.get_feature_service(service)
-        return self.store.get_online_features(chosen, [{"user_id": user} for user in users]).to_dict()
+        return self.store.get_online_features(chosen, _entities(users), full_feature_names=True).to_dict()
 
     def push(self, rows: list[dict[str, float]]) -> object:
         """Push rows online and read each until it is there."""
@@ -98,6 +98,10 @@ class Peer:
                     pass
 
         return measured(each)
+
+
+def _entities(users: list[int]) -> list[dict[str, int]]:
+    return [{"user_id": user} for user in users]
 
 
 def main(folder: str, address: str, events: str, latest: str) -> None:

@@ -109,7 +109,7 @@ def online_python_100x50(bench: Bench, repetitions: int) -> Rows:
 def _check_feast(bench: Bench, service: str, users: list[int]) -> None:
     mine = five_views(bench).get_online_features({"user_id": users}, service).to_dict()
     theirs = feast(bench).ask("values", service=service, users=users)
-    if mine["v0__f7"] != theirs["f7"]:
+    if mine["v0__f7"] != theirs["v0__f7"]:
         raise AssertionError("Feast's lookups give other values than ours")
 
 

@@ -105,7 +105,8 @@ def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, 
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (BODIES, entities)).tolist()
     bodies = [json.dumps({"feature_service": service, "entities": {"user_id": each}}).encode() for each in users]
     ours = Load(PATH, JSON, bench.folder / name).write(bodies)
-    return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(bodies)
+    named = [json.dumps({**json.loads(body), "full_feature_names": True}).encode() for body in bodies]
+    return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(named)
 
 
 def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load]], repetitions: int, *, paced: bool = True) -> Rows:
@@ -140,7 +141,7 @@ def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features:
 def _check_same(url: str, ours: Load, other: str, theirs: Load) -> None:
     mine = _answer(url, ours)["features"]["v0__f7"]
     found = _answer(other, theirs)
-    place = found["metadata"]["feature_names"].index("f7")
+    place = found["metadata"]["feature_names"].index("v0__f7")
     if mine != found["results"][place]["values"]:
         raise AssertionError("Feast's server gives other values than ours")
 

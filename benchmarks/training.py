@@ -19,7 +19,7 @@ from benchmarks.feast import feast
 from benchmarks.rows import Cost, Rows, compare, duckdb_session
 from featurestore import FeatureStore
 
-__all__ = ["TRAINING_ROWS"]
+__all__ = ["TRAINING_ROWS", "by_hand", "windows_by_hand"]
 
 HOT_SHARE = 0.1
 DEFINITIONS = f"""
@@ -85,19 +85,27 @@ def _training(bench: Bench, spine: str, service: str) -> Callable[[], pa.Table]:
     return lambda: store.get_historical_features(store.settings.root / f"{spine}.parquet", service).to_arrow()
 
 
-def pit_1view(bench: Bench, repetitions: int) -> Rows:
-    """Compare a point-in-time training set with DuckDB's ASOF join by hand, Polars, pandas and Feast, all over the raw Parquet."""
-    connection, ours = duckdb_session(), _training(bench, "spine", "one")
-    names = ", ".join(f"e.f{number} AS view0__f{number}" for number in range(FEATURES))
-    # The view is visible from the next full hour on, so the join that is compared has to round up, too.
+_ASOF = "SELECT s.*, {names} FROM '{spine}' s ASOF LEFT JOIN {events} e ON s.user_id = e.user_id AND s.event_timestamp >= e.{time}"
+_NAMES = ", ".join(f"e.f{number} AS view0__f{number}" for number in range(FEATURES))
+
+
+def by_hand(bench: Bench) -> str:
+    """Return the simplest join that gives each spine row the newest event."""
+    return _ASOF.format(names=_NAMES, spine=bench.spine, events=f"'{bench.events}'", time="happened_at")
+
+
+def rounded_by_hand(bench: Bench) -> str:
+    """Return the join that gives our values: the view is visible from the next full hour on."""
     visible = "time_bucket(INTERVAL 1 hour, happened_at + INTERVAL 1 hour - INTERVAL 1 microsecond)"
     latest = "row_number() OVER (PARTITION BY user_id, visible ORDER BY happened_at DESC) = 1"
     rounded = f"(SELECT *, {visible} AS visible FROM '{bench.events}' QUALIFY {latest})"
-    join = (
-        "SELECT s.*, {names} FROM '{spine}' s ASOF LEFT JOIN {events} e ON s.user_id = e.user_id AND s.event_timestamp >= e.{time}"
-    )
-    query = join.format(names=names, spine=bench.spine, events=rounded, time="visible")
-    simple = join.format(names=names, spine=bench.spine, events=f"'{bench.events}'", time="happened_at")
+    return _ASOF.format(names=_NAMES, spine=bench.spine, events=rounded, time="visible")
+
+
+def pit_1view(bench: Bench, repetitions: int) -> Rows:
+    """Compare a point-in-time training set with DuckDB's ASOF join by hand, Polars, pandas and Feast, all over the raw Parquet."""
+    connection, ours = duckdb_session(), _training(bench, "spine", "one")
+    query, simple = rounded_by_hand(bench), by_hand(bench)
     order = [("user_id", "ascending"), ("event_timestamp", "ascending")]
     mine = ours()
     if not mine.sort_by(order).equals(connection.sql(query).to_arrow_table().cast(mine.schema).sort_by(order)):
@@ -161,22 +169,28 @@ def pit_narrow_spine(bench: Bench, repetitions: int) -> Rows:
     return compare("pit_narrow_spine", what, ours, {"ours, full spine": full, FEAST: lambda: _feast(bench, narrow)}, repetitions)
 
 
-def windows_3(bench: Bench, repetitions: int) -> Rows:
-    """Compare windows of 1, 7 and 30 days with the hand-written join and filtered aggregates."""
-    connection, ours = duckdb_session(), _training(bench, "spine", "windows_3")
-    spans = (("1d", "1 day"), ("7d", "7 day"), ("30d", "30 day"))
+SPANS = (("1d", "1 day"), ("7d", "7 day"), ("30d", "30 day"))
+
+
+def windows_by_hand(bench: Bench) -> str:
+    """Return the join of each spine row with its events of 30 days, and aggregates filtered by window."""
     columns = ", ".join(
         f"{function}(f0) FILTER (happened_at > t - INTERVAL {length}) AS w3__f0_{name}_{span}"
         for function, name in (("count", "count"), ("sum", "sum"), ("avg", "mean"), ("max", "max"))
-        for span, length in spans
+        for span, length in SPANS
     )
-    query = f"""
+    return f"""
         WITH s AS (SELECT *, row_number() OVER () AS n, time_bucket(INTERVAL 1 hour, event_timestamp) AS t FROM '{bench.spine}')
         SELECT any_value(s.user_id) AS user_id, any_value(event_timestamp) AS event_timestamp, {columns}
         FROM s LEFT JOIN '{bench.events}' e
         ON s.user_id = e.user_id AND e.happened_at <= t AND e.happened_at > t - INTERVAL 30 day GROUP BY n ORDER BY n"""
+
+
+def windows_3(bench: Bench, repetitions: int) -> Rows:
+    """Compare windows of 1, 7 and 30 days with the hand-written join and filtered aggregates."""
+    connection, ours, query = duckdb_session(), _training(bench, "spine", "windows_3"), windows_by_hand(bench)
     mine, theirs = ours(), connection.sql(query).to_arrow_table()
-    for span, _ in spans:
+    for span, _ in SPANS:
         if not mine[f"w3__f0_max_{span}"].combine_chunks().equals(theirs[f"w3__f0_max_{span}"].combine_chunks()):
             raise AssertionError("the windows differ from the hand-written join")
         difference = pc.max(pc.abs(pc.subtract(mine[f"w3__f0_mean_{span}"], theirs[f"w3__f0_mean_{span}"]))).as_py()
