@@ -97,9 +97,8 @@ def feast(bench: Bench) -> Feast:
     return peer
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    assert process.stdin is not None
-    process.stdin.close()
+def _end(process: subprocess.Popen[Any]) -> None:
+    process.terminate()
     try:
         process.wait(10)
     except subprocess.TimeoutExpired:
@@ -118,8 +117,7 @@ def feast_served(bench: Bench) -> Iterator[str]:
         wait_until_answered(f"http://127.0.0.1:{port}/health", process)
         yield f"http://127.0.0.1:{port}"
     finally:
-        process.terminate()
-        process.wait(20)
+        _end(process)
 
 
 def wait_until_answered(url: str, process: subprocess.Popen[Any]) -> None:
