@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 import socket
-import statistics
 import subprocess
 import sys
 import time
@@ -19,20 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data import Bench, keys_and_times
-from benchmarks.rows import Row
-from benchmarks.serving import PATH, SECONDS, _served
+from benchmarks.rows import Rows, row_of
+from benchmarks.serving import PATH, SECONDS, served
 
 __all__ = ["INTERFERENCE_ROWS"]
 
 RATE = 500
 
 
-def lookup_during_training(bench: Bench, repetitions: int) -> Row:
+def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
     """Compare the p99 of paced lookups while a training query of as many rows as the table runs on the server with that without."""
     spine = bench.folder / "long_spine.parquet"
     pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), bench.sizes.rows, bench.sizes.keys, "event_timestamp")), spine)
     pairs = []
-    with _served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
+    with served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
         _p99(service)
         for _ in range(repetitions):
             with _training(service, spine) as is_running:
@@ -40,12 +39,8 @@ def lookup_during_training(bench: Bench, repetitions: int) -> Row:
                 if not is_running():
                     raise AssertionError("the training query ended before the lookups did: give it more rows")
             pairs.append((during, _p99(service)))
-    mine, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = [without / with_ for with_, without in pairs]
     what = f"p99 of {RATE} HTTP lookups a second while a training query of {bench.sizes.rows:,} rows runs, 1 worker"
-    peer = "the same without a training query (floor)"
-    spread = min(ratios), max(ratios)
-    return Row("lookup_during_training", what, "µs", mine, alone, peer, statistics.median(ratios), spread)
+    return [row_of("lookup_during_training", what, "µs", "the same without a training query (floor)", pairs)]
 
 
 @contextmanager
@@ -117,4 +112,4 @@ def _receive(connection: socket.socket) -> None:
         body += connection.recv(65_536)
 
 
-INTERFERENCE_ROWS: dict[str, Callable[..., Row]] = {"lookup_during_training": lookup_during_training}
+INTERFERENCE_ROWS: dict[str, Callable[..., Rows]] = {"lookup_during_training": lookup_during_training}

@@ -1,6 +1,6 @@
 """Requests at a constant rate over a few connections; latency counts from when a request was due, so a stall hides nothing.
 
-`python -m benchmarks.paced URL MEDIA_TYPE FOLDER RATE` sends the bodies of a folder in turn, and prints percentiles as JSON.
+`python -m benchmarks.paced URL MEDIA_TYPE FOLDER RATE KEY` sends the bodies of a folder in turn, and prints percentiles as JSON.
 """
 
 from __future__ import annotations
@@ -51,15 +51,20 @@ class _Connection(asyncio.Protocol):
         self._free.append(self)
 
 
-def _requests(url: str, media_type: str, folder: Path) -> list[bytes]:
+def _requests(url: str, media_type: str, folder: Path, key: str) -> list[bytes]:
     parts = urlsplit(url)
     target = parts.path + (f"?{parts.query}" if parts.query else "")
     requests = []
     for file in sorted(folder.glob("[0-9]*")):
         body = file.read_bytes()
-        head = (
-            f"POST {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        lines = [
+            f"POST {target} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            f"Content-Type: {media_type}",
+            f"Authorization: Bearer {key}",
+            f"Content-Length: {len(body)}",
+        ]
+        head = "\r\n".join([*lines, "", ""])
         requests.append(head.encode() + body)
     return requests
 
@@ -85,4 +90,5 @@ async def _run(url: str, requests: list[bytes], rate: float) -> dict[str, float]
 
 if __name__ == "__main__":
     uvloop.install()
-    print(json.dumps(asyncio.run(_run(sys.argv[1], _requests(sys.argv[1], sys.argv[2], Path(sys.argv[3])), float(sys.argv[4])))))
+    target, kind, bodies, speed, secret = sys.argv[1:]
+    print(json.dumps(asyncio.run(_run(target, _requests(target, kind, Path(bodies), secret), float(speed)))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,15 +35,21 @@ EMPTY = "empty ASGI server (floor)"
 
 
 @contextmanager
-def served(*command: str) -> Iterator[str]:
+def served(*command: str, **variables: str) -> Iterator[str]:
     """Run a server that prints its URL, give that, and end it."""
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    environment = os.environ | variables
+    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
     try:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["url"]
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _service(bench: Bench, *options: str, **variables: str) -> AbstractContextManager[str]:
+    root = str(five_views(bench).settings.root)
+    return served("featurestore_server", "--repo", root, "--port", "0", "--json", *options, **variables)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Load:
     media_type: str
     folder: Path
     connections: int = CONNECTIONS
+    key: str = ""
 
     def write(self, bodies: list[bytes]) -> Load:
         """Write what is sent, and the script that makes wrk send it."""
@@ -65,7 +73,7 @@ class Load:
             function init()
                 for place = 0, {len(bodies) - 1} do
                     local file = io.open("{self.folder}/" .. place, "rb")
-                    local headers = {{["Content-Type"] = "{self.media_type}"}}
+                    local headers = {{["Content-Type"] = "{self.media_type}", ["Authorization"] = "Bearer {self.key}"}}
                     requests[place] = wrk.format("POST", "{self.path}", headers, file:read("*a"))
                     file:close()
                 end
@@ -96,17 +104,30 @@ class Load:
 
     def latency(self, url: str, rate: float) -> dict[str, float]:
         """Return percentiles in milliseconds at a constant rate, from when each request was due."""
-        command = [sys.executable, "-m", "benchmarks.paced", url + self.path, self.media_type, str(self.folder), f"{rate:.1f}"]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.paced",
+            url + self.path,
+            self.media_type,
+            str(self.folder),
+            f"{rate:.1f}",
+            self.key,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         found: dict[str, float] = json.loads(done.stdout)
         return found
+
+
+def _key(bench: Bench) -> str:
+    return (five_views(bench).settings.root / "key").read_text("utf-8")
 
 
 def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, Load]:
     """Return the same lookups in our words and in Feast's."""
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (BODIES, entities)).tolist()
     bodies = [json.dumps({"feature_service": service, "entities": {"user_id": each}}).encode() for each in users]
-    ours = Load(PATH, JSON, bench.folder / name).write(bodies)
+    ours = Load(PATH, JSON, bench.folder / name, key=_key(bench)).write(bodies)
     named = [json.dumps({**json.loads(body), "full_feature_names": True}).encode() for body in bodies]
     return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(named)
 
@@ -129,9 +150,7 @@ def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features:
     service = "model" if features == 10 else "model_50"
     ours, theirs = _loads(bench, name, service, entities)
     with ExitStack() as servers:
-        url = servers.enter_context(
-            served("featurestore_server", "--repo", str(five_views(bench).settings.root), "--port", "0", "--json")
-        )
+        url = servers.enter_context(_service(bench))
         empty = servers.enter_context(served("benchmarks.empty_server"))
         other = servers.enter_context(feast_served(bench))
         _check_same(url, ours, other, theirs)
@@ -149,7 +168,7 @@ def _check_same(url: str, ours: Load, other: str, theirs: Load) -> None:
 
 
 def _answer(url: str, load: Load) -> dict[str, dict[str, list[float]]] | dict[str, dict[str, list[str]]]:
-    body, headers = (load.folder / "0").read_bytes(), {"Content-Type": load.media_type}
+    body, headers = (load.folder / "0").read_bytes(), {"Content-Type": load.media_type, "Authorization": f"Bearer {load.key}"}
     request = urllib.request.Request(url + load.path, body, headers)  # noqa: S310 (our own loopback address)
     with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
         return json.loads(answer.read())  # type: ignore[no-any-return]
@@ -180,11 +199,10 @@ def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (10, 1000))
     # As few as keep the server busy: Feast takes seconds for one.
     json_load, theirs = (replace(load, connections=2) for load in _loads(bench, "json_1000", "model_50", 1000))
-    ours = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000", 2).write([_arrow(each) for each in users])
+    asked = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000", 2, _key(bench))
+    ours = asked.write([_arrow(each) for each in users])
     with ExitStack() as servers:
-        url = servers.enter_context(
-            served("featurestore_server", "--repo", str(five_views(bench).settings.root), "--port", "0", "--json")
-        )
+        url = servers.enter_context(_service(bench))
         other = servers.enter_context(feast_served(bench))
         what = "HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, 2 connections"
         loads = {"ours": (url, ours), "ours, JSON": (url, json_load), FEAST: (other, theirs)}
@@ -202,13 +220,20 @@ def _arrow(users: np.ndarray) -> bytes:
 def online_2_workers(bench: Bench, repetitions: int) -> Rows:
     """Compare two workers with one; the load generator takes its share of the two cores."""
     ours, _ = _loads(bench, "workers", "model_50", 100)
-    root = str(five_views(bench).settings.root)
-    with ExitStack() as servers:
-        two = servers.enter_context(served("featurestore_server", "--repo", root, "--port", "0", "--json", "--workers", "2"))
-        one = servers.enter_context(served("featurestore_server", "--repo", root, "--port", "0", "--json"))
+    with _service(bench, "--workers", "2") as two, _service(bench) as one:
         what = f"HTTP lookups of 100 x 50 features, 2 workers, {CONNECTIONS} connections"
         loads = {"ours": (two, ours), "ours, 1 worker": (one, ours)}
         return _compared("online_2_workers", what, loads, repetitions, paced=False)
+
+
+def serving_log(bench: Bench, repetitions: int) -> Rows:
+    """Compare lookups of which a tenth is logged with those of which none is."""
+    ours, _ = _loads(bench, "logged", "model", 1)
+    settings = {"FEATURESTORE_SERVING_LOG__SAMPLE": "0.1", "FEATURESTORE_SERVING_LOG__FLUSH_SECONDS": "1"}
+    with _service(bench, **settings) as logging, _service(bench) as plain:
+        what = "HTTP lookups of 1 x 10 features, a tenth of them in the serving log"
+        loads = {"ours": (logging, ours), "ours, without the log": (plain, ours)}
+        return _compared("serving_log", what, loads, repetitions, paced=False)
 
 
 def push_to_read(bench: Bench, _: int) -> Rows:
@@ -257,5 +282,6 @@ SERVING_ROWS: dict[str, Callable[..., Rows]] = {
     "online_100x50": online_100x50,
     "online_1000x50_arrow": online_1000x50_arrow,
     "online_2_workers": online_2_workers,
+    "serving_log": serving_log,
     "push_to_read": push_to_read,
 }
