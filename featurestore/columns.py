@@ -68,6 +68,9 @@ def as_plain(column: Column, type_: ValueType) -> list[Any]:
     if type(column) is not tuple:
         return _plain_of_arrow(column, type_)
     values, is_null = column
+    if is_null is None and values.dtype.kind in "bif":
+        found: list[Any] = values.tolist()
+        return found
     if type_.item is not None:
         plain = [None if value is None else _plain_items(value, type_.item) for value in values]
     else:
