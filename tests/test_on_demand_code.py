@@ -268,8 +268,10 @@ def test_t11_a_change_of_the_code_is_planned_and_flips_with_apply(served: Repo) 
     assert celsius(store) == 10.0
     write_files(served, "- ZERO) / 2")
     assert celsius(served.open()) == 10.0
-    [change] = store.plan().changes
+    plan = store.plan()
+    [change] = plan.changes
 
+    assert (plan.new_code, plan.new_versions) == (("celsius_of",), ())
     assert (change.action, change.name, [field.field for field in change.fields]) == ("change", "celsius_of", ["code.hash"])
     store.apply()
     assert celsius(store) == 9.0

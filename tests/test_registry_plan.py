@@ -214,6 +214,7 @@ def test_a_plan_is_json(registry: Registry) -> None:
                 "is_resumed": False,
             }
         ],
+        "new_code": [],
         "dropped_candidates": [],
         "candidates": [],
         "warnings": list(plan.warnings),

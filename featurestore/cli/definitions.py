@@ -90,7 +90,7 @@ def apply(call: Invocation, yes: Yes = False) -> None:
 
 def _is_drastic(planned: Plan) -> bool:
     removes = any(change.action == "remove" for change in planned.changes)
-    return removes or any(new.replaces for new in planned.new_versions)
+    return removes or bool(planned.new_code) or any(new.replaces for new in planned.new_versions)
 
 
 def _hint(planned: Plan, line: str) -> list[str]:
@@ -100,10 +100,12 @@ def _hint(planned: Plan, line: str) -> list[str]:
 def _plan_lines(planned: Plan) -> Iterator[RenderableType]:
     for change in planned.changes:
         yield from _change_lines(change)
-    if planned.new_versions:
+    if planned.new_versions or planned.new_code:
         yield Text("\nNew versions" if planned.changes else "New versions", "bold")
     for new in planned.new_versions:
         yield from _version_lines(new)
+    for name in planned.new_code:
+        yield Text(f"~ {name} replaces what it was: at once, or with the candidates that it is connected with", "yellow")
     for view in planned.dropped_candidates:
         yield Text(f"- the candidate version of {view} that never served is dropped", "red")
     if planned.waiting:
@@ -129,12 +131,12 @@ def _summary(planned: Plan) -> str:
         return "Nothing to change."
     counts = Counter(change.action for change in planned.changes)
     listed = ", ".join(f"{counts[action]} to {action}" for action in _MARKS)
-    return f"\n{listed}; {counted(len(planned.new_versions), 'new version')}"
+    return f"\n{listed}; {counted(len(planned.new_versions) + len(planned.new_code), 'new version')}"
 
 
 def _change_lines(change: Change) -> Iterator[Text]:
     mark, colour = _MARKS[change.action]
-    yield Text.assemble((f"{mark} {change.kind:<16}", colour), change.name)
+    yield Text.assemble((f"{mark} {change.kind:<15} ", colour), change.name)
     for field in change.fields:
         yield from _field_lines(field)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from featurestore.definitions import KINDS, Definition, FeatureView, PushSource
+from featurestore.definitions import KINDS, Definition, FeatureView, OnDemandFeatureView, PushSource
 from featurestore.errors import DefinitionError, Fault
 from featurestore.registry.state import Applied, Version
-from featurestore.specs import fingerprint, to_reference_spec, value_spec
+from featurestore.specs import METADATA, fingerprint, to_reference_spec, value_spec
 
 __all__ = ["Change", "FieldChange", "NewVersion", "Plan", "Waiting", "make_plan"]
 
@@ -73,6 +73,12 @@ class Plan:
     """The candidates of earlier applies that this one keeps, with what they still need."""
 
     @property
+    def new_code(self) -> tuple[str, ...]:
+        """The on-demand views whose values change: their inputs, fields, mode or code."""
+        changed = [change for change in self.changes if change.action == "change" and change.kind == KINDS[OnDemandFeatureView]]
+        return tuple(change.name for change in changed if any(field.field not in METADATA for field in change.fields))
+
+    @property
     def copies(self) -> set[str]:
         """The copies of the definitions that have to be kept for the on-demand views which it creates or changes."""
         return {str(code["copy"]) for change in self.changes if (code := (change.spec or {}).get("code"))}
@@ -106,6 +112,7 @@ class Plan:
                 }
                 for new in self.new_versions
             ],
+            "new_code": list(self.new_code),
             "dropped_candidates": list(self.dropped_candidates),
             "candidates": [asdict(each) | {"needs": list(each.needs)} for each in self.waiting],
             "warnings": list(self.warnings),
