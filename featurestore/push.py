@@ -11,12 +11,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from featurestore.clock import BEGINNING, Clock, instant_text
+from featurestore.clock import BEGINNING, Clock
 from featurestore.definitions import PushSource
 from featurestore.errors import (
     ConflictError,
@@ -34,6 +34,7 @@ from featurestore.offline.pushed import KeyedRows, erased_places, latest_sql, pr
 from featurestore.offline.session import session
 from featurestore.offline.sources import ViewRows
 from featurestore.online.store import OnlineStore
+from featurestore.receipt import Receipt
 from featurestore.registry.pushes import Logged, LogState, Token
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Tombstones, Version
@@ -51,31 +52,6 @@ _FOLDED_ROWS = 500_000
 _FOLDED_PUSHES = 5_000
 _FOLDING_SECONDS = 600.0
 _BATCH_ROWS = 100_000
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """The answer to a push: its arrival, and how many rows it logged.
-
-    `erased` counts rows of erased keys, which are not taken (T14). `is_online` says whether the rows are written online by now; if
-    not, they are logged all the same, and the next push, materialization or sync writes them.
-    """
-
-    source: str
-    arrival: int
-    rows: int
-    erased: int = 0
-    is_online: bool = field(default=True, compare=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the receipt as JSON-ready data."""
-        return {
-            "source": self.source,
-            "arrival": instant_text(self.arrival),
-            "rows": self.rows,
-            "erased": self.erased,
-            "online": self.is_online,
-        }
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import math
 import socket
 import threading
@@ -23,8 +24,9 @@ from featurestore.client.exchange import Answer, Failure, Retries
 from featurestore.client.spool import Spool
 from featurestore.errors import InputError, ServiceError, restored
 from featurestore.types import pandas_type
-from tests.conftest import NOON, TIME, at
-from tests.service import BIG, SPINE, THING
+from tests.conftest import NOON, TIME, Repo, at
+from tests.service import BIG, SPINE, THING, serving
+from tests.test_push import define
 
 Body = Callable[[Any], Any]
 Given = tuple[int, dict[str, str], bytes]
@@ -175,6 +177,27 @@ def test_what_the_registry_says(store: FeatureStore, remote: str) -> None:
         assert [each["run"] for each in client.runs(limit=1)] == [store.runs(1)[0].number]
         with pytest.raises(errors.NotFoundError, match="'evry_type'"):
             client.versions("evry_type")
+
+
+# Pushes
+
+
+def test_pushes(repo: Repo) -> None:
+    """Rows of each kind are pushed as by a FeatureStore, under one key once; what is wrong is an error of the same class."""
+    store = define(repo)
+    table = pa.table({"tail": ["B"], "rested": [False], "hours": [7], "at": pa.array([at(NOON)], TIME)})
+    row = {"tail": "C", "rested": None, "hours": 9, "at": at(NOON)}
+    with serving(store.settings.root, "--json") as (_, line), FeatureStoreClient(json.loads(line)["url"]) as client:
+        receipts = [client.push("crew", rows, "a") for rows in (table, table)]
+        receipts += [client.push("crew", rows) for rows in (table.to_pandas(), pl.from_arrow(table), [row], {**table.to_pydict()})]
+        faults = [_outcome(lambda side: side.push("crew", {**row, "hours": ["x"]}), each) for each in (store, client)]
+        faults += [_outcome(lambda side: side.push("crow", [row]), each) for each in (store, client)]
+
+    assert receipts[0] == receipts[1]
+    assert [receipt.rows for receipt in receipts] == [1] * 6
+    assert len({receipt.arrival for receipt in receipts}) == 5
+    assert store.registry.pushes.state("crew").rows == 5
+    assert [kind for kind, *_ in faults] == [InputError, InputError, errors.NotFoundError, errors.NotFoundError]
 
 
 # Refusals and lost connections

@@ -20,6 +20,7 @@ LAYERS = (  # lowest first
     "featurestore.definitions",
     "featurestore.specs",
     "featurestore.settings",
+    "featurestore.receipt",
     "featurestore.registry",
     "featurestore.lock",
     "featurestore.columns",

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import datetime as dt
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from featurestore.client.spool import Spool
 from featurestore.definitions import FeatureService
@@ -15,7 +20,7 @@ from featurestore.types import as_request_column
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ARROW", "JSON", "PARQUET", "Features", "asked_for", "entity_columns", "rows_body", "spine_body"]
+__all__ = ["ARROW", "JSON", "PARQUET", "Features", "asked_for", "entity_columns", "push_body", "rows_body", "spine_body", "typed"]
 
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
@@ -82,6 +87,62 @@ def spine_body(spine: Any) -> tuple[str, Spool]:
         return ARROW, _stream(_reader(spine))
     except (OSError, pa.ArrowException, ValueError) as reason:
         raise SpineError(f"the spine cannot be read: {reason}") from reason
+
+
+def push_body(rows: Any) -> tuple[str, Spool]:
+    """Return the media type and the bytes of rows to push: tables as Arrow, Python values as JSON, which has no type of its own."""
+    if isinstance(rows, Mapping):
+        columns = {name: _plain_values(name, values) for name, values in rows.items()}
+    elif isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
+        columns = _columns_of(rows)
+    else:
+        return ARROW, _table_body(rows)
+    spool = Spool()
+    try:
+        spool.write(orjson.dumps({"columns": columns}))
+    except TypeError as reason:
+        raise InputError(f"the rows hold a value that no column can: {reason}") from reason
+    return JSON, spool
+
+
+def _columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    for place, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InputError(f"row {place} is no mapping of columns to values")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [_json_value(row.get(name)) for row in rows] for name in names}
+
+
+def _plain_values(name: str, values: Any) -> list[Any]:
+    if hasattr(values, "to_pylist"):
+        values = values.to_pylist()
+    elif hasattr(values, "tolist"):
+        values = values.tolist()
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise InputError(f"column {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
+    return [_json_value(value) for value in values]
+
+
+def _json_value(value: Any) -> Any:
+    """Return a Python value in the form that the contract's JSON has of it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    if isinstance(value, dt.date):  # a datetime is one too
+        return value.isoformat()
+    return [_json_value(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _table_body(rows: Any) -> Spool:
+    import pyarrow as pa
+
+    try:
+        if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):
+            return _stream(_reader(rows))
+    except (OSError, pa.ArrowException, ValueError) as reason:
+        raise InputError(f"the rows cannot be read: {reason}") from reason
+    raise InputError(f"a {type(rows).__name__} is no rows; pass an Arrow table, a frame, a dict of columns or a list of dicts")
 
 
 def _reader(spine: Any) -> pa.RecordBatchReader:

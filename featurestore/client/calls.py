@@ -17,7 +17,9 @@ from featurestore.client.bodies import ARROW, JSON, PARQUET, Features, asked_for
 from featurestore.client.exchange import Exchange, Request, Retries, exchange
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
+from featurestore.clock import parse_instant
 from featurestore.errors import OfflineStoreError, ServiceError
+from featurestore.receipt import Receipt
 
 __all__ = ["Calls", "Incomplete"]
 
@@ -51,6 +53,16 @@ class Calls:
         request = Request("POST", "/v1/historical-features", parameters, headers, body, is_long=True)
         answer = yield from exchange(request, self.retries)
         return RemoteTrainingSet(answer.content)
+
+    def push(self, source: str, rows: tuple[str, Spool], idempotency_key: str | None) -> Exchange[Receipt]:
+        """Push rows, given by their media type and their bytes."""
+        type_, body = rows
+        headers = {"Content-Type": type_, "Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        request = Request("POST", f"/v1/push/{quote(source, safe='')}", headers=headers, body=body)
+        answer = yield from exchange(request, self.retries)
+        found = orjson.loads(answer.content.content())
+        arrival = parse_instant(found["arrival"])
+        return Receipt(found["source"], arrival, found["rows"], found["erased"], found["online"])
 
     def create_training_set(
         self,

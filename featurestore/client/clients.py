@@ -11,12 +11,13 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from featurestore.client.bodies import Features, spine_body
+from featurestore.client.bodies import Features, push_body, spine_body
 from featurestore.client.calls import Calls, Incomplete
 from featurestore.client.connection import connection, failure_of, sent
 from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
+from featurestore.receipt import Receipt
 
 __all__ = ["AsyncFeatureStoreClient", "FeatureStoreClient"]
 
@@ -89,6 +90,13 @@ class FeatureStoreClient(_Client):
         `spine` may be all that `FeatureStore` takes; SQL and paths are read here, not by the service.
         """
         return self._run(self._calls.historical(spine_body(spine), features, timestamp_column, incomplete))
+
+    def push(self, source: str, rows: Any, idempotency_key: str | None = None) -> Receipt:
+        """Push rows of a push source, of any kind that `FeatureStore` takes; they are logged durably when this returns.
+
+        A call with the key of an earlier one changes nothing. Without one each call has its own, with which it is tried again.
+        """
+        return self._run(self._calls.push(source, push_body(rows), idempotency_key))
 
     def create_training_set(
         self,
@@ -213,6 +221,11 @@ class AsyncFeatureStoreClient(_Client):
         """Return the features of each spine row as of its timestamp."""
         body = await asyncio.to_thread(spine_body, spine)
         return await self._run(self._calls.historical(body, features, timestamp_column, incomplete))
+
+    async def push(self, source: str, rows: Any, idempotency_key: str | None = None) -> Receipt:
+        """Push rows of a push source; they are logged durably when this returns."""
+        body = await asyncio.to_thread(push_body, rows)
+        return await self._run(self._calls.push(source, body, idempotency_key))
 
     async def create_training_set(
         self,
