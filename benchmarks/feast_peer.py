@@ -77,7 +77,9 @@ class Peer:
         """Look entities up, one request after the other, as Python values."""
         chosen = self.store.get_feature_service(service)
         return measured(
-            lambda: [self.store.get_online_features(chosen, [{"user_id": user} for user in users]).to_dict() for users in requests]
+            lambda: [
+                self.store.get_online_features(chosen, _entities(users), full_feature_names=True).to_dict() for users in requests
+            ]
         )
 
     def values(self, service: str, users: list[int]) -> object:

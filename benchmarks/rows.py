@@ -15,7 +15,7 @@ import duckdb
 __all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "row_of"]
 
 SLOW_SECONDS = 20.0
-"""A peer that takes longer is run twice only; its row says so."""
+"""A peer that takes longer is run once after its first run; its row says how often."""
 
 Rows = list["Row"]
 Call = Callable[[], object]
@@ -68,7 +68,7 @@ def compare(name: str, what: str, ours: Call, peers: Mapping[str, Call], repetit
     for repetition in range(repetitions):
         for peer in warm:
             call = peers[peer]
-            if repetition < (2 if warm[peer].seconds > SLOW_SECONDS else repetitions):
+            if repetition < (1 if warm[peer].seconds > SLOW_SECONDS else repetitions):
                 mine.append(measured(ours))
                 theirs[peer].append((mine[-1], measured(call)))
     took = mine[0].seconds if count is None else count / mine[0].seconds
