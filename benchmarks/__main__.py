@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -72,10 +73,15 @@ def main() -> int:
         return 0
     sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
     rows: list[Row] = []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
         for name in arguments.only or ROWS:
             print(f"measuring {name} …", file=sys.stderr)
-            rows.extend(ROWS[name](bench, 5 if name in TRAINING_ROWS and not arguments.quick else 3))
+            try:
+                rows.extend(ROWS[name](bench, 5 if name in TRAINING_ROWS and not arguments.quick else 3))
+            except Exception:  # noqa: BLE001 (the other rows are worth their time)
+                traceback.print_exc()
+                failed.append(name)
     results = orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n"
     print(render(orjson.loads(results)))
     if not arguments.quick and not arguments.only:
@@ -83,7 +89,9 @@ def main() -> int:
         RESULTS.write_bytes(results)
         for document, names in DOCUMENTS.items():
             document.write_text(with_scoreboard(document.read_text("utf-8"), orjson.loads(results), names), "utf-8")
-    return 0
+    if failed:
+        print(f"not measured: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:

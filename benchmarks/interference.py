@@ -24,12 +24,14 @@ from benchmarks.serving import PATH, SECONDS, served
 __all__ = ["INTERFERENCE_ROWS"]
 
 RATE = 500
+LEAST_ROWS = 8_000_000  # which take longer than the lookups beside them
 
 
 def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
     """Compare the p99 of paced lookups while a training query of as many rows as the table runs on the server with that without."""
     spine = bench.folder / "long_spine.parquet"
-    pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), bench.sizes.rows, bench.sizes.keys, "event_timestamp")), spine)
+    rows = max(bench.sizes.rows, LEAST_ROWS)
+    pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), rows, bench.sizes.keys, "event_timestamp")), spine)
     pairs = []
     with served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
         _p99(service)
@@ -39,7 +41,7 @@ def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
                 if not is_running():
                     raise AssertionError("the training query ended before the lookups did: give it more rows")
             pairs.append((during, _p99(service)))
-    what = f"p99 of {RATE} HTTP lookups a second while a training query of {bench.sizes.rows:,} rows runs, 1 worker"
+    what = f"p99 of {RATE} HTTP lookups a second while a training query of {rows:,} rows runs, 1 worker"
     return [row_of("lookup_during_training", what, "µs", "the same without a training query (floor)", pairs)]
 
 
