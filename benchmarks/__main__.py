@@ -49,39 +49,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
-    parser.add_argument(
-        "--scale",
-        nargs="?",
-        type=int,
-        const=100_000_000,
-        metavar="ROWS",
-        help="measure how cost grows, up to so many rows",
-    )
+    largest = {"nargs": "?", "type": int, "const": 100_000_000, "metavar": "ROWS"}
+    parser.add_argument("--scale", help="measure how cost grows, up to so many rows", **largest)
     parser.add_argument("--render", action="store_true", help="print the tables of the last full run, and measure nothing")
     arguments = parser.parse_args()
     if arguments.scale:
-        points = [asdict(point) for point in measure(arguments.scale)]
-        SCALING.write_bytes(orjson.dumps({**_provenance(), "points": points}, option=orjson.OPT_INDENT_2) + b"\n")
-        for curve, (title, along) in CURVES.items():
-            mine = [point for point in points if point["curve"] == curve]
-            if mine:
-                SCALING.with_name(f"{curve}.svg").write_text(plot(title, along, mine), "utf-8")
-        return 0
+        return _scale(arguments.scale)
     if arguments.render:
         for names in DOCUMENTS.values():
             print(render(orjson.loads(RESULTS.read_bytes()), names))
         return 0
     sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
-    rows: list[Row] = []
-    failed: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
-        for name in arguments.only or ROWS:
-            print(f"measuring {name} …", file=sys.stderr)
-            try:
-                rows.extend(ROWS[name](bench, 5 if name in TRAINING_ROWS and not arguments.quick else 3))
-            except Exception:  # noqa: BLE001 (the other rows are worth their time)
-                traceback.print_exc()
-                failed.append(name)
+    rows, failed = _measured(arguments.only or list(ROWS), sizes, is_quick=arguments.quick)
     results = orjson.dumps(_results(rows, sizes), option=orjson.OPT_INDENT_2) + b"\n"
     print(render(orjson.loads(results)))
     if not arguments.quick and not arguments.only:
@@ -92,6 +71,31 @@ def main() -> int:
     if failed:
         print(f"not measured: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def _measured(names: list[str], sizes: Sizes, *, is_quick: bool) -> tuple[list[Row], list[str]]:
+    """Return rows, and the names of those that could not be measured, which cost the others nothing."""
+    rows: list[Row] = []
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="featurestore-benchmarks-") as folder, make_repo(Path(folder), sizes) as bench:
+        for name in names:
+            print(f"measuring {name} …", file=sys.stderr)
+            try:
+                rows.extend(ROWS[name](bench, 5 if name in TRAINING_ROWS and not is_quick else 3))
+            except Exception:  # noqa: BLE001 (whatever it is, it is shown)
+                traceback.print_exc()
+                failed.append(name)
+    return rows, failed
+
+
+def _scale(largest: int) -> int:
+    points = [asdict(point) for point in measure(largest)]
+    SCALING.write_bytes(orjson.dumps({**_provenance(), "points": points}, option=orjson.OPT_INDENT_2) + b"\n")
+    for curve, (title, along) in CURVES.items():
+        mine = [point for point in points if point["curve"] == curve]
+        if mine:
+            SCALING.with_name(f"{curve}.svg").write_text(plot(title, along, mine), "utf-8")
+    return 0
 
 
 def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:
