@@ -12,7 +12,7 @@ from pathlib import Path
 
 import duckdb
 
-__all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "row_of"]
+__all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "memory_of", "row_of"]
 
 SLOW_SECONDS = 20.0
 """A peer that takes longer is run once after its first run; its row says how often."""
@@ -97,12 +97,12 @@ def row_of(name: str, what: str, unit: str, peer: str, pairs: Sequence[tuple[flo
 def measured(call: Call) -> Cost:
     """Run something, and return what it cost; a call that measured itself returns its Cost."""
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak begins anew
-    before, processor, began = _memory("VmRSS"), _processor(), time.perf_counter()
+    before, processor, began = memory_of("VmRSS"), _processor(), time.perf_counter()
     result = call()
     seconds = time.perf_counter() - began
     if isinstance(result, Cost):
         return result
-    return Cost(seconds, _processor() - processor, max(0, _memory("VmHWM") - before))
+    return Cost(seconds, _processor() - processor, max(0, memory_of("VmHWM") - before))
 
 
 def _processor() -> float:
@@ -111,7 +111,8 @@ def _processor() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _memory(name: str) -> int:
+def memory_of(name: str) -> int:
+    """Return what Linux says of this process's memory under a name, in bytes."""
     for line in Path("/proc/self/status").read_text("ascii").splitlines():
         if line.startswith(name):
             return int(line.split()[1]) * 1024

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import Bench, Sizes, make_repo
+from benchmarks.rows import memory_of
 
 __all__ = ["Point", "measure"]
 
@@ -103,7 +103,7 @@ def _by_hand(query: str, target: str, answers: multiprocessing.Queue[tuple[float
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory_of("VmHWM")
 
 
 # Keys, batches and views
