@@ -94,6 +94,7 @@ def _by_hand(query: str, target: str, answers: multiprocessing.Queue[tuple[float
 
     connection = duckdb_session()
     connection.execute("SET memory_limit = '4GB'")
+    connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
     began = time.perf_counter()
     try:
         connection.execute(f"COPY ({query}) TO '{target}.hand' (FORMAT parquet, COMPRESSION zstd)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from featurestore.errors import ConflictError, IncompleteError, OnlineStoreError, RunInProgressError, SpineError
-from featurestore.offline.point_in_time import values_at
+from featurestore.offline.point_in_time import Wanted, values_of
 from featurestore.online import embedded
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 from tests.contents import temperatures
@@ -193,12 +194,12 @@ def test_a_result_larger_than_an_arrow_column_comes_in_parts(weather_repo: Repo,
     store.apply()
     store.materialize()
 
-    def overflowing(view: Any, snapshot: Any, asked: Any, *rest: Any, **options: Any) -> Any:
-        if asked.count > 2:
+    def overflowing(wanted: Sequence[Wanted], **options: Any) -> Any:
+        if any(each.asked.count > 2 for each in wanted):
             raise pa.ArrowInvalid("Take operation overflowed binary array capacity")
-        return values_at(view, snapshot, asked, *rest, **options)
+        return values_of(wanted, **options)
 
-    monkeypatch.setattr("featurestore.offline.training.values_at", overflowing)
+    monkeypatch.setattr("featurestore.offline.training.values_of", overflowing)
     origins = ["EWR", "XXX", "EWR", "JFK", "EWR"]
     spine = pa.table({"origin": origins, "event_timestamp": pa.array([at(NOON)] * 5, TIME)})
     result = store.get_historical_features(spine, ["airport_weather:temperature"]).to_dict()
