@@ -82,11 +82,11 @@ def test_an_online_store_that_stops_and_comes_back(weather_repo: Repo, tmp_path:
                 until(lambda: load.seen(200) > 20)
                 redis.kill()
                 until(lambda: load.seen(503) > 8)
-                assert httpx.get(f"{url}/readyz").status_code == 503
+                assert httpx.get(f"{url}/readyz", timeout=30).status_code == 503
                 redis.start()
                 before = load.seen(200)
                 until(lambda: load.seen(200) > before + 50)
-            assert httpx.get(f"{url}/readyz").status_code == 200
+            assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
 
     assert load.failures == []
     assert [found for answer in load.answers if (found := wrong(answer))] == []
@@ -109,7 +109,7 @@ def test_what_changes_under_load_drops_no_request(weather_repo: Repo) -> None:
                     store.apply()
                     store.materialize()
                     asked = LOOKUP | {"feature_service": f"more_{number}"}
-                    until(lambda asked=asked: httpx.post(f"{url}{ONLINE}", json=asked).status_code == 200)  # type: ignore[misc]
+                    until(lambda asked=asked: httpx.post(f"{url}{ONLINE}", json=asked, timeout=30).status_code == 200)  # type: ignore[misc]
                     time.sleep(0.2)
 
     assert load.failures == []

