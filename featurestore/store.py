@@ -436,7 +436,7 @@ class FeatureStore:
         if plan is None:
             if len(plans) >= _PLANS:
                 plans.clear()
-            plan = plans[name] = LookupPlan(select(self._serving_now().applied, wanted), self.functions.of)
+            plan = plans[name] = LookupPlan(select(serving.applied, wanted), self.functions.of)
         return plan
 
     def selection(self, features: Features) -> Selection:

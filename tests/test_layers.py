@@ -14,6 +14,7 @@ LAYERS = (  # lowest first
     "featurestore.errors",
     "featurestore.clock",
     "featurestore.types",
+    "featurestore.parquet_file",
     "featurestore.fields",
     "featurestore.aggregations",
     "featurestore.push_source",

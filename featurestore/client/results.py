@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +12,8 @@ import orjson
 
 from featurestore.client.bodies import typed
 from featurestore.client.spool import Spool
-from featurestore.errors import OfflineStoreError
 from featurestore.online.status import Status
+from featurestore.parquet_file import write_parquet
 from featurestore.types import pandas_type, value_type
 
 if TYPE_CHECKING:
@@ -155,20 +153,4 @@ class RemoteTrainingSet:
         There is no manifest beside it: where a training set has to be made again, let the service keep it
         (`create_training_set`).
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        target, rows = Path(path), 0
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with pq.ParquetWriter(partial, self.schema, compression="zstd") as writer:
-                for batch in self.to_batches():
-                    writer.write_batch(batch)
-                    rows += len(batch)
-            partial.replace(target)
-        except (OSError, pa.ArrowException) as reason:
-            raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
-        finally:
-            with suppress(OSError):
-                partial.unlink()
-        return rows
+        return write_parquet(path, self.schema, self.to_batches())

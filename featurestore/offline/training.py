@@ -7,9 +7,7 @@ an error unless `incomplete` says what to do with them. The rule itself is in `p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore.clock import instant_text
-from featurestore.errors import IncompleteError, OfflineStoreError, SpineError
+from featurestore.errors import IncompleteError, SpineError
 from featurestore.offline.asked import Asked
 from featurestore.offline.manifests import LookupRecord, Manifest, write_manifest
 from featurestore.offline.measured import Measured
@@ -30,6 +27,7 @@ from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import Spine, key_column, request_column, times_of
 from featurestore.offline.tables import Snapshot
 from featurestore.on_demand import Evaluation
+from featurestore.parquet_file import write_parquet
 from featurestore.registry.selection import Lookup, Selection
 from featurestore.registry.state import FOREVER, Version
 from featurestore.types import pandas_type
@@ -131,21 +129,8 @@ class TrainingSet:
 
         `<path>.manifest.json` beside it says what it was made of (`manifests.py`): `as_of_manifest` makes it again.
         """
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        rows = 0
-        try:
-            with pq.ParquetWriter(partial, self.schema, compression="zstd") as writer:
-                for batch in self.to_batches():
-                    writer.write_batch(batch)
-                    rows += len(batch)
-            partial.replace(target)
-        except (OSError, pa.ArrowException) as reason:
-            raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
-        finally:
-            with suppress(OSError):
-                partial.unlink()
-        write_manifest(self._manifest(target, rows), self.origin.offline_folder)
+        rows = write_parquet(path, self.schema, self.to_batches())
+        write_manifest(self._manifest(Path(path), rows), self.origin.offline_folder)
         return rows
 
     def _manifest(self, target: Path, rows: int) -> Manifest:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from featurestore.errors import InputError, NotFoundError, OfflineStoreError, SpineError, known_names
 from featurestore.offline.session import identifier, session
 from featurestore.offline.spine import key_column, open_spine, request_column, times_of
+from featurestore.parquet_file import write_parquet
 from featurestore.registry.state import Tombstones
 from featurestore.serving_log.layout import REQUESTED_AT, LogFile, log_files
 from featurestore.types import ValueType, pandas_type
@@ -55,17 +53,7 @@ class LoggedTrainingSet:
 
     def to_parquet(self, path: str | Path) -> int:
         """Write it to a Parquet file, which appears when it is complete; returns the number of rows."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            pq.write_table(self.table, partial, compression="zstd")
-            partial.replace(target)
-        except (OSError, pa.ArrowException) as reason:
-            raise OfflineStoreError(f"cannot write {target}: {reason}") from reason
-        finally:
-            with suppress(OSError):
-                partial.unlink()
-        return len(self.table)
+        return write_parquet(path, self.table.schema, self.table.to_batches())
 
 
 @dataclass(frozen=True)
