@@ -195,8 +195,8 @@ def _state(settings: Settings, registry: Registry, online: OnlineStore | None) -
     for each in fed:
         yield from _checked(_lease, registry, each)
         yield from _checked(_coverage, settings, each)
-        if online is not None and each.view.online and each.loaded is not None:
-            yield from _checked(_marker, online, each)
+        if online is not None and each.view.online:
+            yield from _checked(_pushed if each.view.is_pushed else _loaded, (registry, online), each)
     yield from _waiting(applied)
     yield from _leftovers(settings, applied)
 
@@ -252,12 +252,27 @@ def _coverage(settings: Settings, each: Version) -> Findings:
         yield Finding("coverage", OK, text)
 
 
-def _marker(online: OnlineStore, each: Version) -> Findings:
-    assert each.loaded is not None
-    if online.loaded_run(each) != each.loaded.run:
-        yield Finding(
-            "online rows", FAIL, f"the online store has lost rows of {_named(each)}", f"featurestore materialize {each.view.name}"
-        )
+def _loaded(where: tuple[Registry, OnlineStore], each: Version) -> Findings:
+    _, online = where
+    if each.loaded is not None and online.loaded_run(each) != each.loaded.run:
+        yield _lost(each)
+
+
+def _pushed(where: tuple[Registry, OnlineStore], each: Version) -> Findings:
+    registry, online = where
+    logged, written = registry.pushes.state(each.view.source.name).last_push, online.pushed_until(each).until
+    if logged is None or (written is not None and written >= logged):
+        return
+    if written is None and each.loaded is not None:
+        yield _lost(each)
+        return
+    text = f"the online store does not have all that was pushed to {_named(each)}"
+    yield Finding("online rows", WARN, text, f"featurestore sync --views {each.view.name}, or any push, writes the rest")
+
+
+def _lost(each: Version) -> Finding:
+    text = f"the online store has lost rows of {_named(each)}"
+    return Finding("online rows", FAIL, text, f"featurestore materialize {each.view.name}")
 
 
 def _waiting(applied: Applied) -> Findings:

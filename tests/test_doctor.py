@@ -15,6 +15,7 @@ from featurestore.materialize import offline_table
 from featurestore.online import embedded
 from tests.commands import Run
 from tests.conftest import HOUR, NOON, WEATHER, Repo, at
+from tests.test_push import crew, define
 
 
 def found(repo: Repo, *checks: str) -> list[Finding]:
@@ -149,6 +150,26 @@ def test_rows_that_the_online_store_lost_are_found(running: Repo) -> None:
     assert (finding.level, finding.todo) == ("fail", "featurestore materialize airport_weather")
     running.stores[0].materialize()
     assert found(running, "online rows") == []
+
+
+def test_pushed_rows_that_the_online_store_lacks_are_found(repo: Repo) -> None:
+    """What no push has written is a warning, what a load had written is lost; a run writes both, and an erasure is neither."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1), crew("B", 1)])
+    assert found(repo, "online rows") == []
+    with client(repo) as server:
+        server.flushall()
+        assert [(each.level, each.todo.split(",")[0]) for each in found(repo, "online rows")] == [
+            ("warn", "featurestore sync --views crew_state"), ("warn", "featurestore sync --views crew_minutes"),
+        ]  # fmt: skip
+        store.push("crew", [crew("C", 1)])
+        store.materialize()
+        store.delete_entities("aircraft", {"tail": ["A"]})
+        assert found(repo, "online rows") == []
+        server.flushall()
+        assert [each.level for each in found(repo, "online rows")] == ["fail", "fail"]
+        store.materialize()
+    assert found(repo, "online rows") == []
 
 
 def test_a_view_that_is_behind_or_not_loaded_is_a_warning(running: Repo, monkeypatch: pytest.MonkeyPatch) -> None:

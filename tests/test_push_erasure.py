@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import closing
 
 import pyarrow.parquet as pq
 import pytest
+import sqlalchemy as sa
 
 from featurestore.online.store import OnlineStore
+from featurestore.settings import load_settings
 from tests.conftest import NOON, Repo
 from tests.test_push import crew, define, online, trained
 
 SECRET = "SECRETTAIL"
 
 
-def everything(repo: Repo) -> Iterator[bytes]:
-    """Give all that the repo holds, decoded where it is packed: files, rows of tables and logs."""
+def everything(repo: Repo) -> Iterator[tuple[str, bytes]]:
+    """Give all that the repo holds, and where, decoded where it is packed: files, rows of tables and logs, rows of the registry."""
     for path in (repo.folder / ".featurestore").rglob("*"):
         if path.is_file() and "online" not in path.parts:  # a deleted row's key stays there for a day
-            yield path.read_bytes()
+            yield path.name, path.read_bytes()
             if path.suffix == ".parquet":
-                yield repr(pq.read_table(path).to_pylist()).encode()
+                yield path.name, repr(pq.read_table(path).to_pylist()).encode()
+    engine = sa.create_engine(load_settings(repo.folder).registry_url)
+    with closing(engine.connect()) as connection:
+        for table in sa.inspect(connection).get_table_names():
+            for row in connection.exec_driver_sql(f'SELECT * FROM "{table}"'):
+                yield table, b" ".join(bytes(each) if isinstance(each, bytes) else repr(each).encode() for each in row)
+    engine.dispose()
 
 
 def test_erased_rows_are_nowhere(repo: Repo) -> None:
@@ -31,14 +39,14 @@ def test_erased_rows_are_nowhere(repo: Repo) -> None:
         store.push("crew", [crew(SECRET, hours, -hours), crew("A", hours, -hours)])
         store.materialize()
     store.push("crew", [crew(SECRET, 9), crew("A", 9), crew("B", 9)])
-    assert any(SECRET.encode() in content for content in everything(repo))
+    assert SECRET.encode() in b"".join(content for _, content in everything(repo))
 
     manifest = store.delete_entities("aircraft", {"tail": [SECRET]})
     store.online.close()
     repo.open().stop()
 
     assert manifest.pushed_rows == 4
-    assert not [content[:99] for content in everything(repo) if SECRET.encode() in content]
+    assert not [place for place, content in everything(repo) if SECRET.encode() in content]
     assert online(store, [SECRET, "A", "B"]) == [(None,) * 3, (True, 9, 540), (True, 9, 540)]
     assert trained(store, [SECRET, "A"], [NOON + 5] * 2, incomplete="stale") == [(None,) * 3, (True, 9, 540)]
 
@@ -90,14 +98,13 @@ def test_a_lift_lets_pushes_in_again(repo: Repo) -> None:
     assert online(store, ["A"]) == [(True, 2, 120)]
 
 
-def test_files_of_the_state_folder_are_looked_at(repo: Repo) -> None:
-    """The search of these tests sees a key that is there, in the registry's file as well as in a log's."""
+def test_all_places_are_looked_at(repo: Repo) -> None:
+    """The search of these tests sees a key that is there: in the registry, in files of the log and of the table."""
     store = define(repo)
     store.push("crew", [crew(SECRET, 1)])
-    found = [
-        path.name
-        for path in Path(repo.folder, ".featurestore").rglob("*")
-        if path.is_file() and SECRET.encode() in path.read_bytes()
-    ]
+    logged = {place for place, content in everything(repo) if SECRET.encode() in content}
+    store.materialize()
+    kept = {place for place, content in everything(repo) if SECRET.encode() in content}
 
-    assert any(name.startswith("registry.db") for name in found) or store.settings.registry.url.startswith("postgresql")
+    assert "pushes" in logged
+    assert any(place.endswith(".parquet") for place in kept)

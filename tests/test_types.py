@@ -141,7 +141,7 @@ SQL_TYPES: dict[str, set[ValueType]] = {
 }
 
 
-@pytest.mark.parametrize(("sql", "accepting"), SQL_TYPES.items(), ids=str)
+@pytest.mark.parametrize(("sql", "accepting"), SQL_TYPES.items(), ids=list(SQL_TYPES))
 def test_a_type_accepts_narrower_columns_and_no_others(sql: str, accepting: set[ValueType]) -> None:
     """A source column may be narrower than declared, never wider: INTEGER for Int64, but no BIGINT for Float64 and no DECIMAL."""
     assert {type_ for type_ in EACH if type_.accepts_sql(sql)} == accepting
@@ -160,7 +160,12 @@ EXTREMES = {
     "TIMESTAMP_S": ["'0001-01-01 00:00:00'", "'9999-12-31 23:59:59'"],
     "TIMESTAMP_MS": ["'0001-01-01 00:00:00'", "'9999-12-31 23:59:59.999'"],
 }
-WIDENINGS = [(narrow, type_.sql, value) for narrow, values in EXTREMES.items() for type_ in SQL_TYPES[narrow] for value in values]
+WIDENINGS = [
+    (narrow, type_.sql, value)
+    for narrow, values in EXTREMES.items()
+    for type_ in sorted(SQL_TYPES[narrow], key=str)
+    for value in values
+]
 
 
 @pytest.mark.parametrize(("narrow", "wide", "value"), WIDENINGS)

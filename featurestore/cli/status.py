@@ -84,9 +84,7 @@ def _usage(store: FeatureStore, versions: Sequence[Version], online: Mapping[str
 
 def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | None, usage: Usage | None) -> dict[str, Any]:
     now, coverage = store.clock(), version.coverage
-    behind = None if coverage is None else max(now - coverage.end, 0)
-    refresh = duration_micros(version.view.refresh)
-    is_at_once = version.view.is_static or version.view.is_pushed
+    behind, refresh = version.behind(now), duration_micros(version.view.refresh)
     return {
         "view": version.view.name,
         "version": version.number,
@@ -94,8 +92,8 @@ def _record(store: FeatureStore, applied: Applied, version: Version, run: Run | 
         "is_rollback": version.is_rollback,
         "needs": _needs(applied, version),
         "watermark": None if coverage is None else instant_text(coverage.end),
-        "behind_seconds": None if behind is None or is_at_once else behind // 1_000_000,
-        "is_overdue": not version.view.is_pushed and (behind is None or (bool(refresh) and behind > refresh)),
+        "behind_seconds": None if behind is None else behind // 1_000_000,
+        "is_overdue": behind > refresh if behind is not None and refresh else coverage is None and not version.view.is_pushed,
         "offline": _offline(store, version),
         "online": _online(version),
         "online_rows": None if usage is None else asdict(usage),

@@ -80,6 +80,12 @@ class Version:
         """The end of the coverage; none before the first run."""
         return self.coverage.end if self.coverage else None
 
+    def behind(self, now: int) -> int | None:
+        """Return the microseconds from the watermark to an instant; none before the first run, and for push views."""
+        if self.coverage is None or self.view.is_pushed:
+            return None
+        return max(now - self.coverage.end, 0)
+
     def complete_until(self) -> int | None:
         """Return the last instant for which a training row is complete (T7); none before the first run."""
         if self.coverage is None:

@@ -474,7 +474,10 @@ class ViewFreshness(_Model):
     version: int
     state: Literal["candidate", "serving"]
     watermark: str | None
-    seconds_behind: Annotated[float | None, Field(description="From the watermark to now; null before the first run")]
+    seconds_behind: Annotated[
+        float | None,
+        Field(description="From the watermark to now; null before the first run, and for push views"),
+    ]
     online_run: int | None
 
 

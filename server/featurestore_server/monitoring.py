@@ -53,7 +53,7 @@ def _freshness(app: FastAPI) -> Gauges:
         return []
     present = store.clock()
     return [
-        ("featurestore_view_behind_seconds", (("view", version.view.name),), (present - version.watermark) / 1_000_000)
+        ("featurestore_view_behind_seconds", (("view", version.view.name),), behind / 1_000_000)
         for version in plans.last.applied.versions
-        if version.watermark is not None
+        if (behind := version.behind(present)) is not None
     ]

@@ -167,13 +167,13 @@ def _run(run: AppliedRun) -> Run:
 
 
 def _freshness(version: AppliedVersion, now: int) -> ViewFreshness:
-    watermark = version.watermark
+    behind = version.behind(now)
     return ViewFreshness(
         view=version.view.name,
         version=version.number,
         state=version.state,  # type: ignore[arg-type]  # pydantic checks it
-        watermark=_text(watermark),
-        seconds_behind=None if watermark is None else (now - watermark) / 1_000_000,
+        watermark=_text(version.watermark),
+        seconds_behind=None if behind is None else behind / 1_000_000,
         online_run=version.loaded.run if version.loaded else None,
     )
 
