@@ -154,6 +154,8 @@ class OnlineFeatures:
             self._check(asked)
             plan = serving.plan(asked.wanted)
             self._limits.check_features(len(plan.lookup.selection.columns))
+            if any(len(values) > plan.short_rows for values in asked.entities.values()):
+                return False
             if not _is_given(asked.entities, plan) or given.get(_LOCK, b"").decode("latin-1") not in ("", plan.fingerprint):
                 return False
             lookup = plan.lookup.request(_read(asked.entities, plan))
@@ -364,12 +366,11 @@ def _json_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
 
 
 def _arrow_answer(plan: Plan, asked: _Asked, vectors: FeatureVectors) -> bytes:
-    columns = {name: vectors.columns[name] for name in vectors.features}
+    table = vectors.columns.select(vectors.features).replace_schema_metadata(plan.schema_metadata)
     if asked.has_metadata:
         for view, statuses in vectors.statuses.items():
-            columns[f"__{view}__status"] = pa.array([status.name for status in statuses], pa.string())
-            columns[f"__{view}__event_time"] = vectors.event_times[view]
-    table = pa.table(columns, metadata=plan.schema_metadata)
+            table = table.append_column(f"__{view}__status", pa.array([status.name for status in statuses], pa.string()))
+            table = table.append_column(f"__{view}__event_time", vectors.event_times[view])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

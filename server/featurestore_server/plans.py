@@ -22,6 +22,7 @@ import orjson
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore.functions import Functions
+from featurestore.online.fetching import MGET_KEYS
 from featurestore.online.vectors import LookupPlan
 from featurestore.registry.api_keys import ApiKey
 from featurestore.registry.selection import select
@@ -49,12 +50,14 @@ class Plan:
     """A lookup, its counters, which types JSON values of its columns have, and what makes JSON of the features that are not JSON.
 
     `given` is none if a column's values in JSON are not what the lookup takes; `readers` read those that are texts of times and
-    dates. `numbers` are the features that are floats, which are JSON as long as they are finite.
+    dates. `numbers` are the features that are floats, which are JSON as long as they are finite. `short_rows` are the most rows
+    that one command reads.
     """
 
     def __init__(self, lookup: LookupPlan, series: Series) -> None:
         self.lookup, self.series = lookup, series
         self.fingerprint = lookup.selection.fingerprint()
+        self.short_rows = MGET_KEYS // max(1, len(lookup.lookups))
         self.schema_metadata = {KEYS: orjson.dumps({name: str(type_) for name, type_ in lookup.needed.items()})}
         kinds = [
             (name, (_AS_THEY_ARE if name in lookup.keys else _REQUEST_KINDS).get(type_.name))
