@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import cast
 
+import hiredis
 import numpy as np
 import pyarrow as pa
 import redis.asyncio
@@ -17,6 +20,7 @@ from benchmarks.feast import feast
 from benchmarks.rows import Rows, compare
 from featurestore import FeatureStore
 from featurestore.definitions import Field
+from featurestore.online.frames import mget
 from featurestore.online.rows import codec_of
 from featurestore.online.store import OnlineStore, keys_of
 from featurestore.registry.state import Version
@@ -122,7 +126,7 @@ def _check_feast(bench: Bench, service: str, users: list[int]) -> None:
 def _reads(name: str, bench: Bench, repetitions: int, batch: int, requests: int, *, whole: bool) -> Rows:
     keys = keys_of(version_of(bench))
     users = np.random.default_rng(2).integers(0, bench.sizes.keys, (requests, batch)).tolist()
-    asked = [keys.plain([each]) for each in users]
+    asked = cast("list[list[bytes]]", [keys.plain([each]) for each in users])
 
     async def spread(runner: Callable[[int], Awaitable[object]]) -> None:
         async def task(first: int) -> None:
@@ -136,21 +140,39 @@ def _reads(name: str, bench: Bench, repetitions: int, batch: int, requests: int,
         client = redis.asyncio.Redis(unix_socket_path=path_of(store.online))
 
         async def bare(number: int) -> object:
-            return await client.mget(asked[number] or [])
+            return await client.mget(asked[number])
 
         async def read(number: int) -> object:
-            return await store.online.fetch_async(asked[number] or [])
+            return await store.online.fetch_async(asked[number])
 
         async def vectors(number: int) -> object:
             return (await store.get_online_features_async({"user_id": users[number]}, "model")).plain_features()
 
         mine = vectors if whole else read
         what = f"{'feature vectors' if whole else 'reads'} of {batch} key{'s' * (batch > 1)} x {FEATURES} features, {TASKS} tasks"
-        peers = {"redis.asyncio MGET": lambda: loop.run(spread(bare))}
+        peers = {
+            "redis.asyncio MGET": lambda: loop.run(spread(bare)),
+            "a blocking socket, replies parsed (floor)": lambda: _exchange(path_of(store.online), asked),
+        }
         rows = compare(name, what, lambda: loop.run(spread(mine)), peers, repetitions, count=requests)
         loop.run(client.aclose())
         loop.run(store.online.aclose())
     return rows
+
+
+def _exchange(path: str, asked: Sequence[Sequence[bytes]]) -> None:
+    """Do what the server and hiredis cannot be spared: as many commands under way as there are tasks, and nothing around them."""
+    reader, count = hiredis.Reader(), 0
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(path)
+        for first in range(0, len(asked), TASKS):
+            connection.sendall(b"".join([mget(keys) for keys in asked[first : first + TASKS]]))
+            count += TASKS
+            while count:
+                if reader.gets() is False:
+                    reader.feed(connection.recv(1 << 18))
+                else:
+                    count -= 1
 
 
 def async_1(bench: Bench, repetitions: int) -> Rows:

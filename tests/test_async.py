@@ -17,6 +17,7 @@ from featurestore import FeatureStore
 from featurestore.errors import IncompleteError, InputError, NotFoundError, OnlineStoreError
 from featurestore.online.frames import command
 from featurestore.online.multiplexed import Multiplexed, MultiplexedLinks
+from featurestore.online.store import keys_of
 from featurestore.online.topology import Access, Endpoint
 from tests.conftest import Repo
 from tests.servers import server
@@ -88,6 +89,34 @@ def test_many_tasks_get_their_own_answers(store: FeatureStore, run: Runner) -> N
                 done = await asyncio.gather(*tasks, return_exceptions=True)
                 wrong = [each for each in done if each is not None and not isinstance(each, asyncio.CancelledError)]
                 assert wrong == []
+
+    run(main())
+
+
+def test_reads_of_one_turn_are_few_commands(store: FeatureStore, run: Runner) -> None:
+    """Tasks that read at once share a command; who asks for many keys has its own, and who is cancelled costs nobody anything."""
+    [loaded] = [each for each in store.applied().versions if each.view.name == "airport_weather"]
+    here, away = keys_of(loaded).plain([["EWR", "nowhere"]]) or []
+    row = store.online.fetch([here])[0]
+
+    async def main() -> None:
+        async with store:
+            read = store.online.fetch_async
+            await read([here])
+            before = calls()
+            cancelled = asyncio.create_task(read([here]))
+            tasks = [asyncio.create_task(read([here, away, here][: 1 + number % 3])) for number in range(16)]
+            large = asyncio.create_task(read([away] * 499 + [here]))
+            await asyncio.sleep(0)
+            cancelled.cancel()
+            assert await asyncio.gather(*tasks) == [[row, None, row][: 1 + number % 3] for number in range(16)]
+            assert await large == [None] * 499 + [row]
+            assert calls() - before == 2
+            assert store.online.connections() == ({"open": 1, "opening": 0, "failed": 0}, 0)
+
+    def calls() -> int:
+        found: Any = store.online._client.info("commandstats")
+        return int(found["cmdstat_mget"]["calls"])
 
     run(main())
 

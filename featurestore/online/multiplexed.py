@@ -9,33 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import hiredis
 import redis
 
-from featurestore.online.fetching import delays
-from featurestore.online.frames import command
+from featurestore.online.fetching import Found, delays
+from featurestore.online.frames import command, mget
 from featurestore.online.links import raise_refusal
 from featurestore.online.topology import Access, Endpoint
 
 __all__ = ["Multiplexed", "MultiplexedLinks"]
 
 _MOST_WAITING = 4096
+_SHARED_KEYS = 128
+_RECEIVED_BYTES = 1 << 16
+"""Replies that are taken at once. Those who got theirs ask on before the rest is read, so the server need not wait for them."""
 
 
 class _Waiting:
     """One who waits for some replies, in a task."""
 
     __slots__ = ("future", "left", "replies", "since")
+    callers = 1
 
     def __init__(self, future: asyncio.Future[list[Any]], count: int, since: float) -> None:
         self.future, self.left, self.since = future, count, since
         self.replies: list[Any] = []
 
-    def end(self) -> None:
-        if not self.future.done():  # its task may have been cancelled; the reply is for nobody then
+    def take(self, reply: Any) -> None:
+        self.replies.append(reply)
+        if not self.left and not self.future.done():  # its task may have been cancelled; the replies are for nobody then
             self.future.set_result(self.replies)
 
     def fail(self, reason: redis.RedisError) -> None:
@@ -43,42 +48,54 @@ class _Waiting:
             self.future.set_exception(reason)
 
 
-class _Called:
-    """One who is called with one reply, or with none if there will be none."""
+class _Reads:
+    """Those whose reads are one command: each is called with the values of its keys, or with none if there will be none."""
 
-    __slots__ = ("callback", "left", "replies", "since")
+    __slots__ = ("asked", "keys", "left", "since")
 
-    def __init__(self, callback: Callable[[Any], None], since: float) -> None:
-        self.callback, self.left, self.since = callback, 1, since
-        self.replies: list[Any] = []
+    def __init__(self, since: float) -> None:
+        self.left, self.since = 1, since
+        self.keys: list[bytes] = []
+        self.asked: list[tuple[int, Callable[[Found | None], None]]] = []
 
-    def end(self) -> None:
-        self.callback(self.replies[0])
+    @property
+    def callers(self) -> int:
+        return len(self.asked)
+
+    def take(self, reply: Any) -> None:
+        is_found, first = type(reply) is list, 0
+        for count, done in self.asked:
+            last = first + count
+            try:  # noqa: SIM105 (`suppress` takes as long as all the rest)
+                done(reply[first:last] if is_found else None)
+            except asyncio.InvalidStateError:  # its task was cancelled
+                pass
+            first = last
 
     def fail(self, _: redis.RedisError) -> None:
-        self.callback(None)
+        self.take(None)
 
 
-class Multiplexed(asyncio.Protocol):
+class Multiplexed(asyncio.BufferedProtocol):
     """One connection."""
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self._endpoint, self._timeout = endpoint, timeout
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
+        self._place = memoryview(bytearray(_RECEIVED_BYTES))  # of which asyncio slices parts to write to
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[_Waiting | _Called] = deque()
+        self._waiting: deque[_Waiting | _Reads] = deque()
+        self._reads: list[_Reads] = []
         self._out: list[bytes] = []
+        self._is_flushing = False
         self._room = asyncio.Event()
         self._room.set()
         self._is_writable = True
         self._watch: asyncio.TimerHandle | None = None
-        self.failure: redis.RedisError | None = None
-
-    @property
-    def waiting(self) -> int:
+        self.waiting = 0
         """How many wait for replies."""
-        return len(self._waiting)
+        self.failure: redis.RedisError | None = None
 
     async def exchange(self, payload: bytes, replies: int) -> list[Any]:
         """Send commands and return their replies; refusals are among them as `hiredis.ReplyError`."""
@@ -87,34 +104,50 @@ class Multiplexed(asyncio.Protocol):
         if self.failure is not None:
             raise self.failure
         waiting = _Waiting(self._loop.create_future(), replies, self._loop.time())
-        self._send(payload, waiting)
+        self._waiting.append(waiting)
+        self._out.append(payload)
+        self._sent_one()
         return await waiting.future
 
-    def send_soon(self, payload: bytes, callback: Callable[[Any], None]) -> bool:
-        """Send a command of one reply with which `callback` is called, or with none if it fails; false if there is no room now."""
+    def read(self, keys: Sequence[bytes], done: Callable[[Found | None], None]) -> bool:
+        """Read keys and call `done` with their values, or with none if that fails; false if there is no room now.
+
+        Those who ask for few keys in one turn of the loop share a command.
+        """
         if self.failure is not None or not self._room.is_set():
             return False
-        self._send(payload, _Called(callback, self._loop.time()))
+        reads = self._reads[-1] if self._reads else None
+        if reads is None or len(reads.keys) + len(keys) > _SHARED_KEYS:
+            reads = _Reads(self._loop.time())
+            self._reads.append(reads)
+        reads.keys += keys
+        reads.asked.append((len(keys), done))
+        self._sent_one()
         return True
 
-    def _send(self, payload: bytes, waiting: _Waiting | _Called) -> None:
-        self._waiting.append(waiting)
-        if len(self._waiting) >= _MOST_WAITING:
+    def _sent_one(self) -> None:
+        self.waiting += 1
+        if self.waiting >= _MOST_WAITING:
             self._room.clear()
-        if not self._out:
+        if not self._is_flushing:
+            self._is_flushing = True
             self._loop.call_soon(self._flush)
-        self._out.append(payload)
-        if self._watch is None:
-            self._watch = self._loop.call_later(self._timeout, self._look_at_the_clock)
 
     def close(self) -> None:
         """End it; whoever waits gets an error."""
         self._fail(redis.ConnectionError(f"the connection to {self._endpoint} was closed"))
 
     def _flush(self) -> None:
+        self._is_flushing = False
+        if self._transport is None or self.failure is not None:
+            return
         out, self._out = self._out, []
-        if self._transport is not None and self.failure is None:
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        out += [mget(reads.keys) for reads in self._reads]
+        self._waiting += self._reads
+        self._reads = []
+        self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._timeout, self._look_at_the_clock)
 
     def _look_at_the_clock(self) -> None:
         """End the connection if its oldest command has waited for too long. The order is fixed, so no later one can be sooner."""
@@ -133,7 +166,8 @@ class Multiplexed(asyncio.Protocol):
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        waiting, self._waiting = self._waiting, deque()
+        waiting = [*self._waiting, *self._reads]
+        self._waiting, self._reads, self.waiting = deque(), [], 0
         for each in waiting:
             each.fail(self.failure)
         self._room.set()
@@ -161,21 +195,25 @@ class Multiplexed(asyncio.Protocol):
         self._make_room()
 
     def _make_room(self) -> None:
-        if self._is_writable and len(self._waiting) < _MOST_WAITING:
+        if self._is_writable and self.waiting <= _MOST_WAITING // 2:  # not one by one, since all who wait look whether they may
             self._room.set()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 (a hint)
+        """Return where replies come to."""
+        return self._place
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Give replies to those who wait, in order."""
         reader, waiting = self._reader, self._waiting
-        reader.feed(data)
+        reader.feed(self._place, 0, nbytes)  # type: ignore[arg-type]  # any buffer will do
         try:
             while (reply := reader.gets()) is not False:
                 first = waiting[0]
-                first.replies.append(reply)
                 first.left -= 1
                 if not first.left:
                     waiting.popleft()
-                    first.end()
+                    self.waiting -= first.callers
+                first.take(reply)
         except (hiredis.ProtocolError, IndexError) as reason:
             self._fail(redis.ConnectionError(f"{self._endpoint} does not speak the protocol: {reason}"))
         if not self._room.is_set():
@@ -203,6 +241,7 @@ class MultiplexedLinks:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._by_loop: dict[asyncio.AbstractEventLoop, dict[Endpoint, _Opening]] = {}
+        self._latest: tuple[asyncio.AbstractEventLoop, Endpoint, Multiplexed] | None = None  # mostly there is but one
 
     async def exchange(self, endpoint: Endpoint, payload: bytes, replies: int) -> list[Any]:
         """Send commands to an endpoint over this loop's connection, opened if need be, and return their replies.
@@ -216,8 +255,14 @@ class MultiplexedLinks:
 
     def ready(self, endpoint: Endpoint) -> Multiplexed | None:
         """Return this loop's connection to an endpoint, none unless it is open."""
-        opening = self._by_loop.get(asyncio.get_running_loop(), {}).get(endpoint)
-        return None if opening is None or opening.failure is not None or not opening.task.done() else opening.task.result()
+        loop, latest = asyncio.get_running_loop(), self._latest
+        if latest is not None and latest[0] is loop and latest[1] is endpoint and latest[2].failure is None:
+            return latest[2]
+        opening = self._by_loop.get(loop, {}).get(endpoint)
+        if opening is None or opening.failure is not None or not opening.task.done():
+            return None
+        self._latest = loop, endpoint, opening.task.result()
+        return self._latest[2]
 
     def _opening(self, endpoint: Endpoint) -> _Opening:
         loop = asyncio.get_running_loop()

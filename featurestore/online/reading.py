@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, cast
 
 import redis
@@ -57,7 +56,10 @@ class Reader:
 
     async def fetch_async(self, names: Sequence[bytes | None]) -> Found:
         """Return the same as `fetch`, over this event loop's connection to each server."""
-        asked = [name for name in names if name is not None] if None in names else cast("Sequence[bytes]", names)
+        future: asyncio.Future[Found | None] = asyncio.get_running_loop().create_future()
+        if self.fetch_soon(names, future.set_result) and (quick := await future) is not None:
+            return quick
+        asked = [name for name in names if name is not None]
         if not asked:
             return [None] * len(names)
         try:
@@ -78,9 +80,7 @@ class Reader:
         if layout is None or layout.owners is not None or not 0 < len(names) <= MGET_KEYS or None in names:
             return False
         link = self._multiplexed.ready(layout.endpoints[0])
-        return link is not None and link.send_soon(
-            mget(cast("Sequence[bytes]", names)), lambda reply: done(reply if type(reply) is list else None)
-        )
+        return link is not None and link.read(cast("Sequence[bytes]", names), done)
 
     def _fetch(self, keys: Sequence[bytes]) -> Found:
         topology, links = self._topology, self._links
@@ -110,11 +110,6 @@ class Reader:
         layout = topology.known
         if layout is None:
             layout = await asyncio.to_thread(topology.layout)
-        if layout.owners is None and len(keys) <= MGET_KEYS:  # the common case, in a third of the time
-            with suppress(redis.RedisError):
-                [values] = await links.exchange(layout.endpoints[0], mget(keys), 1)
-                if type(values) is list:
-                    return values
         dialogue = fetch(keys, layout, patience=topology.patience)
         answer: Any = None
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -145,9 +145,9 @@ class OnlineStore:
         """Return what is stored under each key, none where nothing is or where there is no key."""
         return self._reader.fetch(names)
 
-    async def fetch_async(self, names: Sequence[bytes | None]) -> Found:
+    def fetch_async(self, names: Sequence[bytes | None]) -> Coroutine[Any, Any, Found]:
         """Return the same as `fetch`, over this event loop's connection to each server."""
-        return await self._reader.fetch_async(names)
+        return self._reader.fetch_async(names)
 
     def fetch_soon(self, names: Sequence[bytes | None], done: Callable[[Found | None], None]) -> bool:
         """Ask on the running event loop without waiting, and call `done` with what `fetch` returns; false if it cannot be so.
