@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import sqlalchemy as sa
 
 from featurestore import FeatureStore
 from featurestore.errors import OnlineStoreError
 from featurestore.online.keys import online_key
 from featurestore.online.store import OnlineLoad
 from featurestore.parity.findings import Cause, Kind, ViewParity
+from featurestore.registry.schema import versions
 from featurestore.registry.state import Version
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 
@@ -114,11 +115,13 @@ def test_late_rows_that_change_no_value_are_no_difference(weather_repo: Repo, st
     assert (found(view), len(view.notes)) == ([], 1)
 
 
-def test_code_that_gives_other_values_of_the_same_files_has_changed(weather_repo: Repo, store: FeatureStore) -> None:
+def test_code_that_gives_other_values_of_the_same_files_has_changed(store: FeatureStore) -> None:
     """The source's files are those that the last run read, and the version's SQL gives other rows of them than the table has."""
-    with sqlite3.connect(weather_repo.folder / ".featurestore/registry.db") as connection:
-        [text] = connection.execute("SELECT spec FROM versions").fetchone()
-        connection.execute("UPDATE versions SET spec = ?", [json.dumps(json.loads(text) | {"sql": DOUBLED})])
+    engine = sa.create_engine(store.settings.registry_url)
+    with engine.begin() as connection:
+        [spec] = connection.execute(sa.select(versions.c.spec)).scalars()
+        connection.execute(sa.update(versions).values(spec=json.dumps(json.loads(spec) | {"sql": DOUBLED})))
+    engine.dispose()
     view = verified(store)
     assert found(view) == [("EWR", Kind.DIFFERENT, Cause.CHANGED_CODE), ("JFK", Kind.DIFFERENT, Cause.CHANGED_CODE)]
     assert "the source's files are those that run 1 read" in view.examples[0].evidence
