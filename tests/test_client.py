@@ -32,9 +32,9 @@ Body = Callable[[Any], Any]
 Given = tuple[int, dict[str, str], bytes]
 
 
-def _vectors(entities: dict[str, Any], features: Any) -> Body:
+def _vectors(entities: dict[str, Any], features: Any, **options: Any) -> Body:
     def body(store: Any) -> Any:
-        found = store.get_online_features(entities, features)
+        found = store.get_online_features(entities, features, **options)
         times = {view: each.to_pylist() for view, each in found.event_times.items()}
         return found.features, found.to_arrow().schema, found.to_dict(), found.to_pandas(), dict(found.statuses), times
 
@@ -86,6 +86,11 @@ def _training(spine: Any, features: Any, **options: Any) -> Body:
         pytest.param(
             _training(pa.table({"user_id": [1], "event_timestamp": pa.array([at(NOON + 1)], TIME)}), "everything"), id="too late"
         ),
+        pytest.param(_vectors({"user_id": [1]}, "everything", lock="0" * 32), id="another lock"),
+        pytest.param(_vectors({"user_id": [1]}, "everything", lock="nowhere.lock"), id="no lock"),
+        pytest.param(_training(SPINE, "everything", lock="0" * 32), id="another lock in training"),
+        pytest.param(_training(SPINE, "everything", availability="measured"), id="measured"),
+        pytest.param(_training(SPINE, "everything", availability="maybe"), id="availability=maybe"),
         pytest.param(_training(3, "everything"), id="no spine"),
         pytest.param(_training("nowhere.parquet", "everything"), id="no file"),
     ],
@@ -97,6 +102,18 @@ def test_the_same_code_gives_the_same_on_both_sides(store: FeatureStore, remote:
 
     assert type(here) is type(there)
     assert repr(here) == repr(there)
+
+
+def test_locks(store: FeatureStore, remote: str, tmp_path: Path) -> None:
+    """The file of a lock lets through what it was made of, and nothing else, here and there."""
+    lock, entities = tmp_path / "pair.lock", {"user_id": [BIG], "friend_id": [BIG - 1]}
+    store.lock("pair", lock)
+    with FeatureStoreClient(remote) as client:
+        assert client.get_online_features(entities, "pair", lock=lock).to_dict()["every_type__large"] == [-(2**63)]
+        with pytest.raises(errors.LockError):
+            client.get_historical_features(SPINE, "everything", lock=lock)
+        with pytest.raises(errors.LockError):
+            client.create_training_set(SPINE, "everything", lock=lock)
 
 
 def _outcome(body: Body, store: Any) -> Any:

@@ -120,6 +120,15 @@ def test_a_request_that_is_sent_twice_makes_one_job(idle: FeatureStoreClient) ->
         idle.delete_training_set(each.id)
 
 
+def test_a_job_by_measured_availability(idle: FeatureStoreClient, kept: FeatureStore) -> None:
+    """What a job was asked to go by is kept with it, and it is computed so."""
+    made = idle.create_training_set(SPINE, "everything", availability="measured")
+    manifest = _computed(kept, made.id).result.with_name("result.parquet.manifest.json")
+
+    assert json.loads(manifest.read_bytes())["availability"] == "measured"
+    idle.delete_training_set(made.id)
+
+
 def test_a_job_that_waits(idle: FeatureStoreClient, tmp_path: Path) -> None:
     """It has no rows yet; cancelled it is over, which cancelling it again does not change, and can be deleted."""
     made = idle.create_training_set(SPINE, ["every_type:flag"])

@@ -20,7 +20,19 @@ from featurestore.types import as_request_column
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["ARROW", "JSON", "PARQUET", "Features", "asked_for", "entity_columns", "push_body", "rows_body", "spine_body", "typed"]
+__all__ = [
+    "ARROW",
+    "JSON",
+    "PARQUET",
+    "Features",
+    "asked_for",
+    "entity_columns",
+    "locked",
+    "push_body",
+    "rows_body",
+    "spine_body",
+    "typed",
+]
 
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
@@ -35,6 +47,15 @@ def asked_for(features: Features) -> list[tuple[str, str]]:
     if isinstance(features, str | FeatureService):
         return [("feature_service", features if isinstance(features, str) else features.name)]
     return [("features", each) for each in features]
+
+
+def locked(lock: str | Path | None) -> dict[str, str]:
+    """Return the header that holds a request to a lock, given by its file or its fingerprint; InputError if it is neither."""
+    if lock is None:
+        return {}
+    from featurestore.lock import read_lock
+
+    return {"Feature-Service-Fingerprint": read_lock(lock).fingerprint}
 
 
 def entity_columns(entities: Mapping[str, Sequence[Any]]) -> pa.Table:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
-from featurestore.client.bodies import ARROW, JSON, PARQUET, Features, asked_for, entity_columns, rows_body
+from featurestore.client.bodies import ARROW, JSON, PARQUET, Features, asked_for, entity_columns, locked, rows_body
 from featurestore.client.exchange import Exchange, Request, Retries, exchange
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
@@ -21,12 +21,32 @@ from featurestore.clock import parse_instant
 from featurestore.errors import OfflineStoreError, ServiceError
 from featurestore.receipt import Receipt
 
-__all__ = ["Calls", "Incomplete"]
+__all__ = ["Availability", "Calls", "GivenLock", "Incomplete", "Training"]
 
 Incomplete = Literal["error", "stale", "null"]
+Availability = Literal["declared", "measured"]
+GivenLock = str | Path
 _TRAINING_SETS = "/v1/training-sets"
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _SENT_ARROW = {"Content-Type": ARROW}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is asked for of a training set."""
+
+    features: Features
+    timestamp_column: str
+    incomplete: Incomplete
+    availability: Availability
+    lock: GivenLock | None
+
+    def request(self, path: str, spine: tuple[str, Spool], headers: Mapping[str, str]) -> Request:
+        """Return the request for it, of a spine given by its media type and its bytes."""
+        names = ("timestamp_column", "incomplete", "availability")
+        parameters = [*asked_for(self.features), *((name, getattr(self, name)) for name in names)]
+        type_, body = spine
+        return Request("POST", path, parameters, {"Content-Type": type_, **headers, **locked(self.lock)}, body, is_long=True)
 
 
 @dataclass(frozen=True)
@@ -35,22 +55,17 @@ class Calls:
 
     retries: Retries
 
-    def online(self, entities: Mapping[str, Sequence[Any]], features: Features) -> Exchange[RemoteVectors]:
+    def online(self, entities: Mapping[str, Sequence[Any]], features: Features, lock: GivenLock | None) -> Exchange[RemoteVectors]:
         """Look feature vectors up."""
         table = entity_columns(entities)
         parameters = [*asked_for(features), ("metadata", "true")]
-        request = Request("POST", "/v1/online-features", parameters, _SENT_ARROW, rows_body(table))
+        request = Request("POST", "/v1/online-features", parameters, _SENT_ARROW | locked(lock), rows_body(table))
         answer = yield from exchange(request, self.retries)
         return RemoteVectors(table, answer.content)
 
-    def historical(
-        self, spine: tuple[str, Spool], features: Features, timestamp_column: str, incomplete: Incomplete
-    ) -> Exchange[RemoteTrainingSet]:
+    def historical(self, asked: Training, spine: tuple[str, Spool]) -> Exchange[RemoteTrainingSet]:
         """Have a training set computed for a spine, given by its media type and its bytes."""
-        parameters = [*asked_for(features), ("timestamp_column", timestamp_column), ("incomplete", incomplete)]
-        type_, body = spine
-        headers = {"Content-Type": type_, "Accept": ARROW}
-        request = Request("POST", "/v1/historical-features", parameters, headers, body, is_long=True)
+        request = asked.request("/v1/historical-features", spine, {"Accept": ARROW})
         answer = yield from exchange(request, self.retries)
         return RemoteTrainingSet(answer.content)
 
@@ -65,19 +80,11 @@ class Calls:
         return Receipt(found["source"], arrival, found["rows"], found["erased"], found["online"])
 
     def create_training_set(
-        self,
-        spine: tuple[str, Spool],
-        features: Features,
-        timestamp_column: str,
-        incomplete: Incomplete,
-        idempotency_key: str | None,
+        self, asked: Training, spine: tuple[str, Spool], idempotency_key: str | None
     ) -> Exchange[TrainingSetJob]:
         """Have a training set computed and kept."""
-        parameters = [*asked_for(features), ("timestamp_column", timestamp_column), ("incomplete", incomplete)]
-        type_, body = spine
-        headers = {"Content-Type": type_, "Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        request = Request("POST", _TRAINING_SETS, parameters, headers, body, is_long=True)
-        answer = yield from exchange(request, self.retries)
+        headers = {"Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        answer = yield from exchange(asked.request(_TRAINING_SETS, spine, headers), self.retries)
         return TrainingSetJob.of(orjson.loads(answer.content.content()))
 
     def training_sets(self) -> Exchange[list[TrainingSetJob]]:

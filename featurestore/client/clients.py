@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from featurestore.client.bodies import Features, push_body, spine_body
-from featurestore.client.calls import Calls, Incomplete
+from featurestore.client.calls import Availability, Calls, GivenLock, Incomplete, Training
 from featurestore.client.connection import connection, failure_of, sent
 from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
@@ -78,18 +78,31 @@ class FeatureStoreClient(_Client):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> RemoteVectors:
-        """Return the feature vectors of some entities: `{"tail_number": ["N14228", …], …}`, one value for each row."""
-        return self._run(self._calls.online(entities, features))
+    def get_online_features(
+        self, entities: Mapping[str, Sequence[Any]], features: Features, *, lock: GivenLock | None = None
+    ) -> RemoteVectors:
+        """Return the feature vectors of some entities: `{"tail_number": ["N14228", …], …}`, one value for each row.
+
+        `lock` is the path of a lock, which is read here, or a fingerprint, that the features have to have.
+        """
+        return self._run(self._calls.online(entities, features, lock))
 
     def get_historical_features(
-        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+        self,
+        spine: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        incomplete: Incomplete = "error",
+        availability: Availability = "declared",
+        lock: GivenLock | None = None,
     ) -> RemoteTrainingSet:
         """Return the features of each spine row as of its timestamp, received in full when this returns.
 
-        `spine` may be all that `FeatureStore` takes; SQL and paths are read here, not by the service.
+        `spine` may be all that `FeatureStore` takes; SQL and paths are read here, not by the service. So is the file of a `lock`.
         """
-        return self._run(self._calls.historical(spine_body(spine), features, timestamp_column, incomplete))
+        asked = Training(features, timestamp_column, incomplete, availability, lock)
+        return self._run(self._calls.historical(asked, spine_body(spine)))
 
     def push(self, source: str, rows: Any, idempotency_key: str | None = None) -> Receipt:
         """Push rows of a push source, of any kind that `FeatureStore` takes; they are logged durably when this returns.
@@ -105,14 +118,16 @@ class FeatureStoreClient(_Client):
         *,
         timestamp_column: str = "event_timestamp",
         incomplete: Incomplete = "error",
+        availability: Availability = "declared",
+        lock: GivenLock | None = None,
         idempotency_key: str | None = None,
     ) -> TrainingSetJob:
         """Have a training set computed and kept by the service, as a job that outlives this call and the server.
 
         Calls with one `idempotency_key` make one job, that of the first.
         """
-        body = spine_body(spine)
-        return self._run(self._calls.create_training_set(body, features, timestamp_column, incomplete, idempotency_key))
+        asked = Training(features, timestamp_column, incomplete, availability, lock)
+        return self._run(self._calls.create_training_set(asked, spine_body(spine), idempotency_key))
 
     def training_sets(self) -> list[TrainingSetJob]:
         """Return the training sets that the service keeps, newest first."""
@@ -211,16 +226,25 @@ class AsyncFeatureStoreClient(_Client):
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.aclose()
 
-    async def get_online_features(self, entities: Mapping[str, Sequence[Any]], features: Features) -> RemoteVectors:
+    async def get_online_features(
+        self, entities: Mapping[str, Sequence[Any]], features: Features, *, lock: GivenLock | None = None
+    ) -> RemoteVectors:
         """Return the feature vectors of some entities."""
-        return await self._run(self._calls.online(entities, features))
+        return await self._run(self._calls.online(entities, features, lock))
 
     async def get_historical_features(
-        self, spine: Any, features: Features, *, timestamp_column: str = "event_timestamp", incomplete: Incomplete = "error"
+        self,
+        spine: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        incomplete: Incomplete = "error",
+        availability: Availability = "declared",
+        lock: GivenLock | None = None,
     ) -> RemoteTrainingSet:
         """Return the features of each spine row as of its timestamp."""
-        body = await asyncio.to_thread(spine_body, spine)
-        return await self._run(self._calls.historical(body, features, timestamp_column, incomplete))
+        asked = Training(features, timestamp_column, incomplete, availability, lock)
+        return await self._run(self._calls.historical(asked, await asyncio.to_thread(spine_body, spine)))
 
     async def push(self, source: str, rows: Any, idempotency_key: str | None = None) -> Receipt:
         """Push rows of a push source; they are logged durably when this returns."""
@@ -234,14 +258,17 @@ class AsyncFeatureStoreClient(_Client):
         *,
         timestamp_column: str = "event_timestamp",
         incomplete: Incomplete = "error",
+        availability: Availability = "declared",
+        lock: GivenLock | None = None,
         idempotency_key: str | None = None,
     ) -> TrainingSetJob:
         """Have a training set computed and kept by the service, as a job that outlives this call and the server.
 
         Calls with one `idempotency_key` make one job, that of the first.
         """
+        asked = Training(features, timestamp_column, incomplete, availability, lock)
         body = await asyncio.to_thread(spine_body, spine)
-        return await self._run(self._calls.create_training_set(body, features, timestamp_column, incomplete, idempotency_key))
+        return await self._run(self._calls.create_training_set(asked, body, idempotency_key))
 
     async def training_sets(self) -> list[TrainingSetJob]:
         """Return the training sets that the service keeps, newest first."""

@@ -28,7 +28,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
 from featurestore.errors import NotFoundError, OfflineStoreError, RunInProgressError, TrainingSetError
-from featurestore.offline.training import TrainingSet
+from featurestore.offline.training import Availability, TrainingSet
 from featurestore.registry.lease import holder, lease
 
 __all__ = ["MOST_ATTEMPTS", "Job", "Keys", "State", "StoredSet", "StoredSets"]
@@ -63,6 +63,7 @@ class Job:
     columns: tuple[str, ...]
     spine_rows: int
     keys: tuple[Keys, ...]
+    availability: Availability = "declared"
 
 
 @dataclass(frozen=True)
@@ -267,7 +268,8 @@ def _job(identifier: str, training: TrainingSet, now: str, rows: int) -> Job:
         for lookup in training.selection.lookups
     )
     features, column = training.origin.features, training.spine.timestamp_column
-    return Job(identifier, now, features, column, training.incomplete, tuple(training.schema.names), rows, keys)
+    names = tuple(training.schema.names)
+    return Job(identifier, now, features, column, training.incomplete, names, rows, keys, training.availability)
 
 
 def _write_spine(training: TrainingSet, path: Path) -> int:

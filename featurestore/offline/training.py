@@ -95,6 +95,11 @@ class TrainingSet:
             self._refuse_incomplete()
 
     @property
+    def availability(self) -> Availability:
+        """By what it goes: the declared visible times, or the record of loads."""
+        return "declared" if self.measured is None else "measured"
+
+    @property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the result."""
         features = [pa.field(name, type_.arrow) for name, type_ in self.selection.types().items()]
@@ -155,7 +160,7 @@ class TrainingSet:
             spine=self.spine.digest(),
             rows=rows,
             on_demand=tuple(dict(each.spec) for each in self.selection.computed),
-            availability="declared" if self.measured is None else "measured",
+            availability=self.availability,
         )
 
     def _chunk_rows(self) -> int:

@@ -48,7 +48,13 @@ def compute(store: FeatureStore, held: StoredSet) -> None:
 def _training(store: FeatureStore, held: StoredSet) -> TrainingSet:
     job = held.job
     features = job.features if isinstance(job.features, str) else list(job.features)
-    return store.get_historical_features(held.spine(), features, timestamp_column=job.timestamp_column, incomplete=job.incomplete)
+    return store.get_historical_features(
+        held.spine(),
+        features,
+        timestamp_column=job.timestamp_column,
+        incomplete=job.incomplete,
+        availability=job.availability,
+    )
 
 
 def _watched(training: TrainingSet, held: StoredSet) -> TrainingSet:

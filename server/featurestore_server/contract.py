@@ -30,10 +30,10 @@ Media types
     leaves the choice (`*/*`, or no Accept) the answer has the type of the request. Problems are `application/problem+json` always.
 
 Parameters
-    `feature_service` (a name) or `features` (texts `view:feature`), exactly one of them; `metadata` (online), `timestamp_column`
-    and `incomplete` (historical). They are members of a JSON body. An Arrow or Parquet body holds the columns alone, and the
-    parameters come in the query: `?features=a:x&features=a:y&metadata=true`. A JSON request has no query; unknown parameters are
-    refused.
+    `feature_service` (a name) or `features` (texts `view:feature`), exactly one of them; `metadata` (online), `timestamp_column`,
+    `incomplete` and `availability` (historical). They are members of a JSON body. An Arrow or Parquet body holds the columns alone,
+    and the parameters come in the query: `?features=a:x&features=a:y&metadata=true`. A JSON request has no query; unknown
+    parameters are refused.
 
 Columns
     Requests and answers are columns: `{"entities": {"origin": ["EWR", "JFK"]}}`. Features are named `view__feature` and come in the
@@ -283,6 +283,10 @@ class HistoricalOptions(_Wanted):
         Literal["error", "stale", "null"],
         Field(description="For rows beyond a view's watermark: refuse, answer from what is there, or answer with nulls"),
     ] = "error"
+    availability: Annotated[
+        Literal["declared", "measured"],
+        Field(description="When rows could be read: by their views' declaration, or by the record of what was loaded online when"),
+    ] = "declared"
 
 
 class HistoricalRequest(HistoricalOptions):
@@ -391,6 +395,7 @@ class TrainingSetRecord(_Model):
     features: Annotated[str | list[str], Field(description="A feature service, or features as `view:feature`")]
     timestamp_column: str
     incomplete: Literal["error", "stale", "null"]
+    availability: Literal["declared", "measured"]
     columns: Annotated[list[str], Field(description="Those of the result: the spine's, then the features")]
     spine_rows: int
     created_at: str

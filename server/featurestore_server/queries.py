@@ -68,7 +68,12 @@ class Historical:
             spine = reader(body, self.media_type)
         limits.check_features(len(store.selection(asked.wanted).columns))
         return store.get_historical_features(
-            spine, asked.wanted, timestamp_column=asked.timestamp_column, incomplete=asked.incomplete, lock=self.lock
+            spine,
+            asked.wanted,
+            timestamp_column=asked.timestamp_column,
+            incomplete=asked.incomplete,
+            availability=asked.availability,
+            lock=self.lock,
         )
 
 
