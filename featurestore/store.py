@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +18,7 @@ from featurestore.erasure import Erasure, Manifest
 from featurestore.errors import InputError
 from featurestore.functions import Functions, keep_copy
 from featurestore.lock import GivenLock, Lock, check_lock, lock_of, read_lock, write_lock
+from featurestore.lookups import Lookups
 from featurestore.materialize import Progress, Report, offline_table
 from featurestore.offline.manifests import read_manifest
 from featurestore.offline.session import configure
@@ -28,10 +26,9 @@ from featurestore.offline.stored_sets import StoredSets
 from featurestore.offline.tables import Snapshot
 from featurestore.offline.training import Availability, Incomplete, TrainingSet
 from featurestore.online import embedded
-from featurestore.online.fetching import Found
 from featurestore.online.sizing import Usage, usages
 from featurestore.online.store import OnlineStore
-from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
+from featurestore.online.vectors import FeatureVectors
 from featurestore.parity.findings import Parity
 from featurestore.parity.logged import LogProgress, LogVerification
 from featurestore.parity.verification import Verification, VerifyProgress
@@ -40,7 +37,7 @@ from featurestore.push_file import push_file
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.pushes import LogState
 from featurestore.registry.registry import Registry
-from featurestore.registry.selection import Selection, select
+from featurestore.registry.selection import Selection
 from featurestore.registry.state import Applied, Rollback, Run, Tombstones, Version
 from featurestore.repo import load_repo
 from featurestore.retirement import KEPT_MICROS, Removal, remove_code, remove_retired
@@ -53,24 +50,11 @@ from featurestore.training import TrainingSets
 
 __all__ = ["FeatureStore"]
 
-_SERVING_SECONDS = 1.0
-_PLANS = 1000
-
 Features = str | FeatureService | Sequence[str]
 """What is asked for: a feature service, its name, or a list of `"view:feature"`."""
 
 Moment = dt.datetime | str | int
 """An instant: a datetime (a naive one is UTC), an ISO 8601 text, or microseconds."""
-
-
-@dataclass(frozen=True)
-class _Serving:
-    """What names mean, when that was read, and the lookups that were compiled from it."""
-
-    read_at: float
-    applied: Applied
-    plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
-    locked: set[tuple[str | tuple[str, ...], GivenLock]] = field(default_factory=set)
 
 
 class FeatureStore:
@@ -85,10 +69,10 @@ class FeatureStore:
         self.clock = clock or self.settings.clock
         self.online = OnlineStore(self.settings)
         self.serving_log = ServingLog(self.settings, self._tombstones) if self.settings.serving_log.sample else None
-        self._serving: _Serving | None = None
         self._registry: Registry | None = None
         self._opening = threading.Lock()
         self.functions = Functions(self.settings.root, self.settings.state)
+        self._lookups = Lookups(lambda: self.registry, self.online, self.functions, self.serving_log, self.clock)
         limits = self.settings.offline
         configure(memory_bytes=limits.memory_bytes, threads=self.settings.threads, temp_folder=self.settings.temp_folder)
 
@@ -142,7 +126,7 @@ class FeatureStore:
             for name in plan.copies:
                 keep_copy(self.settings.root, self.settings.state, name)
             self.registry.apply(plan, now=self.clock())
-            self._serving = None
+            self._lookups.forget()
         return plan
 
     def rollback(self, view: str) -> Rollback:
@@ -158,7 +142,7 @@ class FeatureStore:
 
         """
         done = self.registry.rollback(view, now=self.clock())
-        self._serving = None
+        self._lookups.forget()
         return done
 
     def estimate(self, plan: Plan) -> list[Estimate]:
@@ -233,7 +217,7 @@ class FeatureStore:
         try:
             yield ViewRuns(self.settings, self.registry, self.online, self.clock)
         finally:
-            self._serving = None  # a run may have let a candidate take over
+            self._lookups.forget()  # a run may have let a candidate take over
 
     # Pushing
 
@@ -394,9 +378,7 @@ class FeatureStore:
             OnDemandError: an on-demand function fails, when the result is read, or its code cannot be loaded (CodeError).
 
         """
-        plan = self._lookup_plan(features, lock)
-        request = plan.request(entities)
-        return self._answer(request, self.online.fetch(request.names))
+        return self._lookups.fetch(entities, _wanted(features), lock)
 
     async def get_online_features_async(
         self, entities: Mapping[str, Sequence[Any]], features: Features, *, lock: GivenLock | None = None
@@ -405,18 +387,7 @@ class FeatureStore:
 
         Close the store with `await store.aclose()` then, or use it with `async with`.
         """
-        if self._is_stale():
-            await asyncio.to_thread(self._serving_now)
-        plan = self._lookup_plan(features, lock)
-        request = plan.request(entities)
-        return self._answer(request, await self.online.fetch_async(request.names))
-
-    def _answer(self, request: Request, found: Found) -> FeatureVectors:
-        now = self.clock()
-        vectors = request.plan.answer(request, found, now=now)
-        if self.serving_log is not None:
-            self.serving_log.offer(request, found, vectors, now)
-        return vectors
+        return await self._lookups.fetch_async(entities, _wanted(features), lock)
 
     def lock(self, features: Features, path: str | Path) -> Lock:
         """Write what a service or a list of features is made of to a lock file, which lookups may name; returns it."""
@@ -424,34 +395,9 @@ class FeatureStore:
         write_lock(made, Path(path))
         return made
 
-    def _lookup_plan(self, features: Features, lock: GivenLock | None = None) -> LookupPlan:
-        """Return what a service or a list of features asks for, compiled and held against a lock once for what names mean now."""
-        wanted = _wanted(features)
-        serving, name = self._serving_now(), wanted if isinstance(wanted, str) else tuple(wanted)
-        if lock is not None and (name, lock) not in serving.locked:
-            check_lock(self._lookup_plan(features).selection, read_lock(lock), self.registry.find_selection)
-            serving.locked.add((name, lock))
-        plans = serving.plans
-        plan = plans.get(name)
-        if plan is None:
-            if len(plans) >= _PLANS:
-                plans.clear()
-            plan = plans[name] = LookupPlan(select(serving.applied, wanted), self.functions.of)
-        return plan
-
     def selection(self, features: Features) -> Selection:
         """Return what a service or list of features asks for: its keys, columns and types."""
-        return self._lookup_plan(features).selection
-
-    def _serving_now(self) -> _Serving:
-        """Return what names mean, read from the registry at most once a second."""
-        serving = self._serving
-        if serving is None or self._is_stale():
-            serving = self._serving = _Serving(time.monotonic(), self.registry.serving())
-        return serving
-
-    def _is_stale(self) -> bool:
-        return self._serving is None or time.monotonic() - self._serving.read_at > _SERVING_SECONDS
+        return self._lookups.plan(_wanted(features)).selection
 
     # Looking at it
 

@@ -45,6 +45,7 @@ LAYERS = (  # lowest first
     "featurestore.training",
     "featurestore.parity",
     "featurestore.doctor",
+    "featurestore.lookups",
     "featurestore.store",
     "featurestore.testing",
     "featurestore.client",
