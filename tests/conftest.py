@@ -127,14 +127,14 @@ def topologies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Topologies]
         yield made
 
 
-KINDS = ("embedded", "redis-server", "unix", "tls", "acl", "sentinel", "cluster", "container")
+KINDS = ("embedded", "redis-server", "unix", "tls", "acl", "sentinel", "sentinel-tls", "cluster", "cluster-tls", "container")
 
 
 @pytest.fixture(params=KINDS)
 def online_url(request: pytest.FixtureRequest, topologies: Topologies) -> Iterator[str]:
     """The URL of an online store of each kind that can run here: the same suite on all."""
     kind = request.param
-    if kind in ("redis-server", "tls") and shutil.which("redis-server") is None:
+    if ("tls" in kind or kind == "redis-server") and shutil.which("redis-server") is None:
         _unavailable("redis-server is not on the PATH")
     if kind == "embedded":
         yield kind
@@ -165,4 +165,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--kills", type=int, default=8, help="how many processes test_kills.py kills at random moments, for each database"
     )
+    parser.addoption("--pushes", type=int, default=40_000, help="how many rows the pushers of test_races.py push")
     parser.addoption("--kill-seed", type=int, default=20131, help="which moments those are")

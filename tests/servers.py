@@ -71,12 +71,15 @@ def program(name: str = "valkey-server") -> str:
 
 
 @contextmanager
-def server(folder: Path, *options: str, of: str = "valkey-server", port: int | None = None) -> Iterator[Process]:
+def server(
+    folder: Path, *options: str, of: str = "valkey-server", port: int | None = None, has_tls: bool = False
+) -> Iterator[Process]:
     """Start one server on a port."""
     port = port or free_port()
     home = folder / str(port)
     home.mkdir(parents=True, exist_ok=True)
-    given = ["--port", str(port), "--bind", HOST, "--dir", str(home), "--save", "", *options]
+    ports = ["--port", "0", "--tls-port", str(port)] if has_tls else ["--port", str(port)]
+    given = [*ports, "--bind", HOST, "--dir", str(home), "--save", "", *options]
     made = Process(port, [program(of), *given])
     made.start()
     try:
@@ -103,22 +106,20 @@ def make_certificates(folder: Path) -> None:
         openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signing)
 
 
+def tls_settings(certificates: Path) -> list[str]:
+    """Return the options of a server that speaks TLS, to its peers too, and wants client certificates; the port is missing."""
+    files = (("cert", "server.crt"), ("key", "server.key"), ("ca-cert", "ca.crt"))
+    given = [(f"--tls-{kind}-file", str(certificates / name)) for kind, name in files]
+    return ["--tls-auth-clients", "yes", "--tls-replication", "yes", *(part for pair in given for part in pair)]
+
+
 @contextmanager
 def tls_server(folder: Path) -> Iterator[tuple[int, Path]]:
     """Start a server that speaks only TLS and wants client certificates; gives its port and the folder of certificates."""
     certificates = folder / "certificates"
     make_certificates(certificates)
-    port, home = free_port(), folder / "tls"
-    home.mkdir()
-    files = [f"--tls-{kind}-file {certificates / name}" for kind, name in (("cert", "server.crt"), ("key", "server.key"))]
-    files.append(f"--tls-ca-cert-file {certificates / 'ca.crt'}")
-    options = f"--port 0 --tls-port {port} --bind {HOST} --dir {home} {' '.join(files)} --tls-auth-clients yes".split()
-    made = Process(port, [program("redis-server"), *options, "--save", ""])
-    made.start()
-    try:
-        yield port, certificates
-    finally:
-        made.stop()
+    with server(folder, *tls_settings(certificates), of="redis-server", has_tls=True) as made:
+        yield made.port, certificates
 
 
 def tls_options(certificates: Path) -> str:
@@ -136,54 +137,74 @@ class Watched:
 
     servers: list[Process]
     sentinels: list[Process]
+    certificates: Path | None = None
 
     @property
     def url(self) -> str:
         """The URL of the online store."""
-        return f"redis+sentinel://{','.join(f'{HOST}:{each.port}' for each in self.sentinels)}/features"
+        addresses = ",".join(f"{HOST}:{each.port}" for each in self.sentinels)
+        if self.certificates is not None:
+            return f"rediss+sentinel://{addresses}/features{tls_options(self.certificates)}"
+        return f"redis+sentinel://{addresses}/features"
+
+    def client(self, server: Process) -> Client:
+        """Return a client of a server or a Sentinel."""
+        return client_of(server, self.certificates)
 
     def primary(self) -> Process:
         """Return the server that the Sentinels name."""
-        sentinel = redis.Redis(HOST, self.sentinels[0].port)
-        with sentinel:
-            reply: Any = sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "features")  # type: ignore[no-untyped-call]
+        with self.client(self.sentinels[0]) as sentinel:
+            reply: Any = sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "features")
         return next(each for each in self.servers if each.port == int(reply[1]))
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[Watched]:
-    """Start a primary, a replica and three Sentinels that let it take over after a second."""
+def watched(folder: Path, certificates: Path | None = None) -> Iterator[Watched]:
+    """Start a primary, a replica and three Sentinels that let it take over after a second; with certificates all over TLS."""
+    tls = tls_settings(certificates) if certificates is not None else []
+    of, has_tls = ("redis-server", True) if tls else ("valkey-server", False)
     with ExitStack() as stack:
-        primary = stack.enter_context(server(folder))
-        replica = stack.enter_context(server(folder, "--replicaof", f"{HOST} {primary.port}", "--repl-diskless-sync-delay", "0"))
-        sentinels = []
+        primary = stack.enter_context(server(folder, *tls, of=of, has_tls=has_tls))
+        following = ["--replicaof", f"{HOST} {primary.port}", "--repl-diskless-sync-delay", "0"]
+        replica = stack.enter_context(server(folder, *following, *tls, of=of, has_tls=has_tls))
+        made = Watched([primary, replica], [], certificates)
         for _ in range(3):
             port = free_port()
             settings = folder / f"sentinel{port}.conf"
             settings.write_text(
-                f"port {port}\nbind {HOST}\ndir {folder}\nsentinel monitor features {HOST} {primary.port} 2\n"
+                f"{'port 0' if tls else f'port {port}'}\nbind {HOST}\ndir {folder}\n"
+                + (f"tls-port {port}\n" if tls else "")
+                + "".join(f"{option.removeprefix('--')} {value}\n" for option, value in zip(tls[::2], tls[1::2], strict=True))
+                + f"sentinel monitor features {HOST} {primary.port} 2\n"
                 "sentinel down-after-milliseconds features 1000\nsentinel failover-timeout features 3000\n"
             )
-            made = Process(port, [program(), str(settings), "--sentinel"])
-            made.start()
-            stack.callback(made.stop)
-            sentinels.append(made)
-        _wait(lambda: _has_replica(primary.port))
-        _wait(lambda: all(_knows_all(each.port) for each in sentinels))
-        yield Watched([primary, replica], sentinels)
+            process = Process(port, [program(of), str(settings), "--sentinel"])
+            process.start()
+            stack.callback(process.stop)
+            made.sentinels.append(process)
+        _wait(lambda: has_replica(made.client(primary)))
+        _wait(lambda: all(_knows_all(made.client(each)) for each in made.sentinels))
+        yield made
 
 
-def _has_replica(port: int) -> bool:
-    with redis.Redis(HOST, port) as client:
-        found: Any = client.info("replication")
-        return bool(found.get("connected_slaves")) and "online" in str(found.get("slave0"))
+def client_of(process: Process, certificates: Path | None = None) -> Client:
+    """Return a client of a server, over TLS where there are certificates."""
+    secure = f"rediss://{HOST}:{process.port}{tls_options(certificates)}" if certificates else None
+    return redis.Redis.from_url(secure or f"redis://{HOST}:{process.port}")
 
 
-def _knows_all(port: int) -> bool:
-    with redis.Redis(HOST, port) as client:
-        found: Any = client.sentinel_masters()
-        state = found["features"]
-        return state["num-slaves"] == 1 and state["num-other-sentinels"] == 2
+def has_replica(client: Client, *, caught_up: bool = False) -> bool:
+    """Whether a primary has a replica, and one that has taken all that it wrote."""
+    with client:
+        found = client.info("replication")
+        is_there = bool(found.get("connected_slaves")) and found["slave0"]["state"] == "online"
+        return is_there and (not caught_up or found["slave0"]["offset"] == found["master_repl_offset"])
+
+
+def _knows_all(client: Client) -> bool:
+    with client:
+        state = client.sentinel_masters()["features"]
+        return bool(state["num-slaves"] == 1 and state["num-other-sentinels"] == 2)
 
 
 # Cluster
@@ -194,15 +215,19 @@ class Cluster:
     """Nodes of one cluster: primaries first, then a replica of each."""
 
     nodes: list[Process] = field(default_factory=list)
+    certificates: Path | None = None
 
     @property
     def url(self) -> str:
         """The URL of the online store."""
-        return f"redis+cluster://{','.join(f'{HOST}:{each.port}' for each in self.nodes[:2])}"
+        addresses = ",".join(f"{HOST}:{each.port}" for each in self.nodes[:2])
+        return (
+            f"rediss+cluster://{addresses}{tls_options(self.certificates)}" if self.certificates else f"redis+cluster://{addresses}"
+        )
 
     def client(self, node: Process) -> Client:
         """Return a client of one node."""
-        return redis.Redis(HOST, node.port)
+        return client_of(node, self.certificates)
 
     def primaries(self) -> list[Process]:
         """Return the nodes that own slots."""
@@ -214,11 +239,18 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, primaries: int = 3, replicas: int = 1, timeout_ms: int = 2000) -> Iterator[Cluster]:
-    """Start a cluster, formed through redis-py."""
+def cluster(
+    folder: Path, primaries: int = 3, replicas: int = 1, timeout_ms: int = 2000, certificates: Path | None = None
+) -> Iterator[Cluster]:
+    """Start a cluster, formed through redis-py; with certificates all over TLS."""
     options = f"--cluster-enabled yes --cluster-node-timeout {timeout_ms} --repl-diskless-sync-delay 0 --appendonly no".split()
+    of, has_tls = "valkey-server", False
+    if certificates is not None:
+        of, has_tls, options = "redis-server", True, [*options, "--tls-cluster", "yes", *tls_settings(certificates)]
     with ExitStack() as stack:
-        made = Cluster([stack.enter_context(server(folder, *options)) for _ in range(primaries * (1 + replicas))])
+        made = Cluster([], certificates)
+        for _ in range(primaries * (1 + replicas)):
+            made.nodes.append(stack.enter_context(server(folder, *options, of=of, has_tls=has_tls)))
         _form(made, primaries)
         yield made
 
@@ -236,7 +268,7 @@ def _form(made: Cluster, primaries: int) -> None:
         client.cluster("REPLICATE", ids[number % primaries])
     _wait(lambda: all(client.cluster("INFO")["cluster_state"] == "ok" for client in clients))
     if len(clients) > primaries:
-        _wait(lambda: all(_has_replica(each.port) for each in made.nodes[:primaries]))
+        _wait(lambda: all(has_replica(made.client(each)) for each in made.nodes[:primaries]))
     for client in clients:
         client.close()
 
@@ -308,11 +340,26 @@ class Topologies:
 
     def _sentinel(self) -> tuple[str, Client]:
         made = self.stack.enter_context(watched(self.folder))
-        return made.url, redis.Redis(HOST, made.primary().port)
+        return made.url, made.client(made.primary())
+
+    def _sentinel_tls(self) -> tuple[str, Client]:
+        made = self.stack.enter_context(watched(self.folder, self._certificates()))
+        return made.url, made.client(made.primary())
 
     def _cluster(self) -> tuple[str, Client]:
-        made = self.stack.enter_context(cluster(self.folder, replicas=0))
+        made = self.stack.enter_context(cluster(self.folder))
         return made.url, _WholeCluster(HOST, made.nodes[0].port)
+
+    def _cluster_tls(self) -> tuple[str, Client]:
+        files = self._certificates()
+        made = self.stack.enter_context(cluster(self.folder, certificates=files))
+        return made.url, _WholeCluster.from_url(f"rediss://{HOST}:{made.nodes[0].port}{tls_options(files)}")
+
+    def _certificates(self) -> Path:
+        folder = self.folder / "peers"
+        if not folder.exists():
+            make_certificates(folder)
+        return folder
 
 
 _COMMANDS = """get mget getrange set mset del unlink scan dbsize strlen memory|usage evalsha script|load info ping select

@@ -18,7 +18,7 @@ from featurestore.online.store import OnlineStore
 from featurestore.settings import load_settings
 from featurestore.types import String
 from tests.conftest import NOON, TIME, Repo
-from tests.servers import Cluster, Process, Topologies, Watched, cluster, watched
+from tests.servers import Client, Cluster, Process, Topologies, Watched, cluster, has_replica, watched
 from tests.versions import version
 
 TIMES = pa.chunked_array([pa.array([NOON], TIME)])
@@ -130,59 +130,119 @@ def test_rows_are_read_and_written_while_their_slot_moves(tmp_path: Path, store_
         assert get() == [9, 9, 9, 9]
 
 
-def observed(store: OnlineStore, count: int, until: threading.Event) -> tuple[list[str], threading.Thread]:
-    """Read on and on in a thread; gives what was wrong, and the thread."""
-    wrong: list[str] = []
+class Ongoing(threading.Thread):
+    """Does something on and on. Keeps when that last succeeded, and what was wrong: errors that do not say to try again."""
 
-    def look() -> None:
-        newest = 0
-        while not until.is_set():
+    def __init__(self, step: Callable[[], str | None]) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+        self.last_at = 0.0
+        self._step, self._end = step, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        """Go on until the end; a step returns what is wrong."""
+        while not self._end.is_set():
             try:
-                values = read(store, count)
+                wrong = self._step()
             except OnlineStoreError as reason:
-                if not reason.is_retryable:
-                    wrong.append(str(reason))
-                continue
-            if not all(value is not None and value >= 1 for value in values):
-                wrong.append(f"{values}")
-            newest = max(newest, *(value or 0 for value in values))
+                if reason.is_retryable:
+                    continue
+                wrong = str(reason)
+            self.last_at = time.monotonic()
+            if wrong:
+                self.wrong.append(wrong)
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    return wrong, thread
+    def end(self) -> None:
+        """End it."""
+        self._end.set()
+        self.join()
 
 
-def fail_over(url: str, kill: Callable[[], object], store_at: Callable[[str], OnlineStore]) -> None:
-    """Kill a primary under reads and writes, and check what comes of it."""
-    store, other = store_at(url), store_at(url)
-    count, end = 50, threading.Event()
-    write(store, count, 1, 1)
-    time.sleep(0.3)  # the replicas have it then
-    wrong, reader = observed(other, count, end)
+RECOVERY_SECONDS = 1.0
+
+
+def fail_over(
+    url: str, kill: Callable[[], object], is_taken_over: Callable[[], bool], store_at: Callable[[str], OnlineStore]
+) -> None:
+    """Kill a primary under reads and writes, and check what comes of it; the value 1 is there and replicated."""
+    count, looking, putting = 50, store_at(url), store_at(url)
+    tried = acknowledged = 1
+
+    def look() -> str | None:
+        values = read(looking, count)
+        return None if all(value is not None and 1 <= value <= tried for value in values) else f"{values}"
+
+    def put() -> None:
+        nonlocal tried, acknowledged
+        tried += 1
+        write(putting, count, tried, tried)
+        acknowledged = tried
+
+    deadline = time.monotonic() + 40
+
+    def wait_for(is_so: Callable[[], bool]) -> float:
+        while not is_so():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return time.monotonic()
+
+    both = [Ongoing(look), Ongoing(put)]
     try:
+        time.sleep(0.3)
         kill()
-        died, value = time.monotonic(), 1
-        while time.monotonic() < died + 20:
-            with suppress(OnlineStoreError):
-                write(store, count, value + 1, value + 1)
-                break
-        assert read(store, count) == [2] * count
+        taken_over = wait_for(is_taken_over)
+        recovered = wait_for(lambda: min(each.last_at for each in both) > taken_over)
     finally:
-        end.set()
-        reader.join()
-    assert wrong == []
+        for each in both:
+            each.end()
+    assert [each.wrong for each in both] == [[], []]
+    assert recovered - taken_over < RECOVERY_SECONDS
+    assert read(looking, count) == [acknowledged] * count
 
 
 def test_a_cluster_that_lost_a_primary_goes_on(tmp_path: Path, store_at: Callable[[str], OnlineStore]) -> None:
-    """After kill -9 of a primary what was replicated is read, nothing wrong ever is, and writes go on with its replica."""
+    """After kill -9 of a primary what was replicated is read, nothing wrong ever is, and its replica serves within a second."""
     with cluster(tmp_path, timeout_ms=1000) as made:
-        fail_over(made.url, made.nodes[0].kill, store_at)
+        write(store_at(made.url), 50, 1, 1)
+        await_replicas(made.client, made.nodes[:3])
+
+        def is_taken_over() -> bool:
+            with suppress(redis.RedisError):
+                states = [client_info(made.client(each)) for each in made.nodes[1:]]
+                return len(made.primaries()) == 3 and states == ["ok"] * 5
+            return False
+
+        fail_over(made.url, made.nodes[0].kill, is_taken_over, store_at)
+
+
+def client_info(client: Client) -> str:
+    """Return what a node says of its cluster."""
+    with client:
+        return str(client.cluster("INFO")["cluster_state"])
 
 
 def test_a_replica_takes_over_by_its_sentinels(tmp_path: Path, store_at: Callable[[str], OnlineStore]) -> None:
-    """After kill -9 of the primary the Sentinels name another, and reads and writes follow."""
+    """After kill -9 of the primary the Sentinels name another, and reads and writes follow within a second."""
     with watched(tmp_path) as made:
-        fail_over(made.url, made.primary().kill, store_at)
+        write(store_at(made.url), 50, 1, 1)
+        first = made.primary()
+        await_replicas(made.client, [first])
+
+        def is_taken_over() -> bool:
+            with suppress(redis.RedisError, StopIteration):
+                return made.primary() is not first
+            return False
+
+        fail_over(made.url, first.kill, is_taken_over, store_at)
+
+
+def await_replicas(client: Callable[[Process], Client], primaries: list[Process]) -> None:
+    """Wait until the replicas have what was written."""
+    deadline = time.monotonic() + 10
+    while not all(has_replica(client(each), caught_up=True) for each in primaries):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_load_over_a_failover_is_refused(tmp_path: Path, store_at: Callable[[str], OnlineStore]) -> None:

@@ -89,9 +89,13 @@ def test_the_rows_of_one_push_are_decided_in_turn(store: OnlineStore) -> None:
     assert read(store, ["a", "b"]) == [8, 4]
 
 
-def test_pushers_that_race_leave_the_greatest(serving: tuple[Process, Settings]) -> None:
-    """Two pushers with shuffled times on the same keys: for each key the greatest (event time, created time) is there."""
-    count, keys = 20_000, 200
+def test_pushers_that_race_leave_the_greatest(serving: tuple[Process, Settings], pytestconfig: pytest.Config) -> None:
+    """Two pushers with shuffled times on the same keys: for each key the greatest (event time, created time) is there.
+
+    `--pushes=1000000` is the long run; the suite has fewer.
+    """
+    count = pytestconfig.getoption("--pushes") // 2
+    keys = count // 100
     shuffled = np.random.default_rng(5)
     pushes = [
         (shuffled.integers(0, keys, count), shuffled.integers(0, 50, count), shuffled.integers(0, 50, count)) for _ in range(2)
