@@ -1,4 +1,4 @@
-"""What a user declares: entities, sources, feature views, aliases and feature services.
+"""What a user declares beside sources: entities, feature views, aliases and feature services.
 
 Definitions are frozen values: sequences become tuples, equality is by value, and `specs.py` writes them as the JSON that the
 registry keeps.
@@ -21,7 +21,6 @@ from featurestore.clock import duration_text
 from featurestore.errors import known_names
 from featurestore.fields import (
     Code,
-    Column,
     Duration,
     Field,
     Fields,
@@ -35,7 +34,7 @@ from featurestore.fields import (
     pairs,
     sequence,
 )
-from featurestore.push_source import PushSource
+from featurestore.sources import FileSource, PushSource, RequestSource
 from featurestore.types import KEY_TYPES
 
 __all__ = [
@@ -80,53 +79,6 @@ class Entity:
                 known = ", ".join(map(str, KEY_TYPES))
                 raise ValueError(f"join key {key.name!r} cannot be a {key.type}; a key is one of {known}")
         check_distinct("join key", (key.name for key in self.join_keys))
-        return self
-
-
-@definition
-class FileSource:
-    """Parquet files: one file, a glob, or a folder whose `*.parquet` files are read, recursively.
-
-    `event_time` is when a row became true; without it the table is static and visible always (T13). `created_time` is when the row
-    was written: it breaks ties, and with `visible_from="created_time"` it decides when a row could be known. `delay` is how late
-    rows arrive (T3). A relative path is relative to the repo.
-    """
-
-    name: Name
-    _: KW_ONLY
-    path: str
-    event_time: Column | None = None
-    created_time: Column | None = None
-    delay: Duration | None = None
-    visible_from: Literal["event_time", "created_time"] = "event_time"
-    description: str = ""
-    owner: str = ""
-    tags: Tags = ()
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            name: str,
-            *,
-            path: str,
-            event_time: str | None = None,
-            created_time: str | None = None,
-            delay: str | dt.timedelta | None = None,
-            visible_from: Literal["event_time", "created_time"] = "event_time",
-            description: str = "",
-            owner: str = "",
-            tags: Mapping[str, str] = ...,
-        ) -> None: ...
-
-    @model_validator(mode="after")
-    def _check(self) -> FileSource:
-        if self.event_time is None and (self.created_time or self.delay):
-            raise ValueError("created_time and delay need an event_time; a source without one is static")
-        if self.visible_from == "created_time" and self.created_time is None:
-            raise ValueError('visible_from="created_time" needs created_time')
-        if self.event_time is not None and self.event_time == self.created_time:
-            raise ValueError("event_time and created_time are the same column")
         return self
 
 
@@ -332,28 +284,6 @@ class Projection:
         if not self.features:
             raise ValueError("a projection names at least one feature")
         check_distinct("feature", self.features)
-        return self
-
-
-@definition
-class RequestSource:
-    """Columns that come with what is asked for: beside the keys in a lookup, in the spine of a training set.
-
-    `fields` gives their names and types. They are inputs of on-demand feature views.
-    """
-
-    name: Name
-    fields: Fields
-
-    if TYPE_CHECKING:
-
-        def __init__(self, name: str, fields: GivenFields) -> None: ...
-
-    @model_validator(mode="after")
-    def _check(self) -> RequestSource:
-        if not self.fields:
-            raise ValueError("a request source needs at least one field")
-        check_distinct("field", (field.name for field in self.fields))
         return self
 
 

@@ -25,7 +25,7 @@ from featurestore import (
     PushSource,
     aggregations,
     definitions,
-    push_source,
+    sources,
 )
 from featurestore import fields as fields_module
 from featurestore.definitions import Projection
@@ -493,9 +493,7 @@ class _Signature(NamedTuple):
 
 
 def _signatures() -> dict[str, _Signature]:
-    trees = [
-        ast.parse(Path(str(module.__file__)).read_text()) for module in (fields_module, aggregations, push_source, definitions)
-    ]
+    trees = [ast.parse(Path(str(module.__file__)).read_text()) for module in (fields_module, aggregations, sources, definitions)]
     return {node.name: _signature(node) for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

@@ -17,7 +17,7 @@ LAYERS = (  # lowest first
     "featurestore.parquet_file",
     "featurestore.fields",
     "featurestore.aggregations",
-    "featurestore.push_source",
+    "featurestore.sources",
     "featurestore.definitions",
     "featurestore.specs",
     "featurestore.settings",
