@@ -19,12 +19,14 @@ import pytest
 from starlette.testclient import TestClient
 
 from featurestore import FeatureStore
-from featurestore.errors import OfflineStoreError, SettingsError
+from featurestore.errors import OfflineStoreError, OnDemandError, SettingsError
 from featurestore.serving_log.layout import log_files
 from featurestore.settings import load_settings
+from featurestore.testing import Throwaway
 from featurestore_server.app import create_app
 from featurestore_server.contract import ARROW
 from tests.conftest import HOUR, NOON, TIME, Repo, at
+from tests.logged import feel
 from tests.service import BIG, DEFINITIONS, READINGS, THING
 from tests.service import write_repo as write_shop
 
@@ -239,13 +241,62 @@ def test_the_oldest_files_go_when_the_log_is_too_large(logging: Logging, weather
 
 
 def test_a_log_that_cannot_be_written_costs_its_rows_and_nothing_else(logging: Logging, weather_repo: Repo) -> None:
-    """Lookups go on, the rows count as dropped."""
-    (weather_repo.folder / "taken").write_text("no folder")
+    """Lookups go on, the rows count as dropped, which the next file says that can be written."""
+    taken = weather_repo.folder / "taken"
+    taken.write_text("no folder")
     store = logging(sample=1.0, path="taken")
     assert look_up(store, "EWR").to_dict()["airport_weather__temperature"] == [21.0]
     assert store.serving_log is not None
     store.serving_log.flush()
-    assert (store.serving_log.counts.logged, store.serving_log.counts.dropped) == (0, 1)
+    assert (store.serving_log.counts.logged, store.serving_log.counts.dropped, store.serving_log.counts.queued) == (0, 1, 0)
+    look_up(store, "JFK", "LGA")
+    taken.unlink()
+    store.serving_log.flush()
+    assert (store.serving_log.counts.logged, store.serving_log.counts.dropped) == (2, 1)
+    assert [file.header.dropped for file in log_files(taken)] == [1]
+
+
+def test_what_cannot_be_logged_costs_nothing_of_what_can(comfort: Throwaway, caplog: pytest.LogCaptureFixture) -> None:
+    """A lookup whose on-demand features nobody can compute is dropped, counted and told; those beside it are logged."""
+    file = comfort.folder / "definitions.py"
+    fails = '    assert (inputs["distance"] > 0).all(), "no distance"\n    return {"warmth"'
+    file.write_text(file.read_text().replace('    return {"warmth"', fails))
+    comfort.store.apply()
+    log = comfort.store.serving_log
+    assert log is not None
+    assert feel(comfort.store, ["EWR", "EWR"], [2.0, 3.0]) == [42.0, 63.0]
+    with pytest.raises(OnDemandError, match="no distance"):
+        feel(comfort.store, ["EWR"], [-1.0])
+    with pytest.raises(OnDemandError, match="no distance"):
+        feel(comfort.store, ["EWR", "EWR"], [1.0, -1.0])
+    assert feel(comfort.store, ["EWR"], [4.0]) == [84.0]
+    log.flush()
+    assert (log.counts.logged, log.counts.dropped, log.counts.queued) == (3, 3, 0)
+    [logged_file] = log_files(comfort.store.settings.serving_log_folder)
+    assert pq.read_table(logged_file.path, partitioning=None)["comfort__warmth"].to_pylist() == [42.0, 63.0, 84.0]
+    assert logged_file.header.dropped == 3
+    assert [record.getMessage().startswith("the serving log loses") for record in caplog.records] == [True, True]
+
+
+def test_many_requests_of_one_and_of_many_rows_keep_their_values_beside_them(shop: FeatureStore) -> None:
+    """However requests are put together to be written, each row has its own values, and a request's rows follow each other."""
+    assert shop.serving_log is not None
+    shop.serving_log.flush()
+    before = {file.path for file in log_files(shop.settings.serving_log_folder, "pair")}
+    users = [BIG, 7, None, -5, 99]
+    asked: list[tuple[Any, Any]] = []
+    for place in range(700):
+        rows = 1 + place % 4
+        users_of, friends = [users[(place + row) % 5] for row in range(rows)], [users[(place * 3 + row) % 5] for row in range(rows)]
+        shop.get_online_features({"user_id": users_of, "friend_id": friends}, "pair")
+        asked += zip(users_of, friends, strict=True)
+    expected = shop.get_online_features(
+        {"user_id": [user for user, _ in asked], "friend_id": [friend for _, friend in asked]}, "pair"
+    ).to_arrow()
+    shop.serving_log.flush()
+    [newest] = [file for file in log_files(shop.settings.serving_log_folder, "pair") if file.path not in before]
+    found = pq.read_table(newest.path, partitioning=None).select(expected.column_names)
+    assert repr(found.to_pydict()) == repr(pa.concat_tables([expected, expected]).to_pydict())
 
 
 def test_a_file_that_is_none_of_ours_is_named(logging: Logging) -> None:

@@ -228,12 +228,9 @@ class LookupPlan:
             names += keys.names([columns[column] for column in lookup.key_columns])
         return Request(self, columns, {}, names, len(next(iter(columns.values()))), {}, is_plain=False)
 
-    def together(self, found: Sequence[tuple[int, Found]], nows: Sequence[int]) -> list[OnlineRows]:
-        """Return what was found for several requests, each with its rows, as one answer for each lookup; `nows` is for each row."""
-        return [
-            OnlineRows(codec, ttl, [value for rows, each in found for value in each[place * rows : (place + 1) * rows]], nows)
-            for place, (_, _, codec, ttl) in enumerate(self._parts)
-        ]
+    def together(self, found: Sequence[Found], nows: Sequence[int]) -> list[OnlineRows]:
+        """Return what was found for several requests, for each lookup, as one answer for each; `nows` is for each row."""
+        return [OnlineRows(codec, ttl, values, nows) for (_, _, codec, ttl), values in zip(self._parts, found, strict=True)]
 
     def answer(self, request: Request, found: Found, *, now: int) -> FeatureVectors:
         """Return the vectors that what was found under the request's names makes as of `now`."""

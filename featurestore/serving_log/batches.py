@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import chain, pairwise
+from typing import Any
 
 import pyarrow as pa
 
@@ -23,24 +24,57 @@ from featurestore.serving_log.layout import (
 )
 from featurestore.types import ValueType
 
-__all__ = ["Served", "batch_of", "header_of"]
+__all__ = ["Gathered", "batch_of", "header_of"]
 
 _STATUSES = pa.array([status.name for status in Status])
 _PLAIN = {"Date": pa.int32(), "Timestamp": pa.int64()}
 """The Arrow types of plain values that are not those of the declared types (`FeatureVectors.plain_features`)."""
 
 
-class Served(NamedTuple):
-    """One answered request: what was found for it, and the present by which it was answered.
+class Gathered:
+    """Answered requests of one plan, as columns: what was given, what was found, and the present by which it was answered.
 
-    `vectors` are there only if they have on-demand features, whose values nothing else has. The fewer objects wait, the less the
-    collector of garbage has to look through.
+    Plain values are all that is kept of most requests, as bytes and numbers give the collector of garbage nothing to look through.
+    What was given as Arrow stays in the requests, and on-demand features, which nothing else has, in the vectors.
     """
 
-    request: Request
-    found: Found
-    now: int
-    vectors: FeatureVectors | None
+    def __init__(self, plan: LookupPlan, *, is_plain: bool) -> None:
+        self.plan, self.is_plain = plan, is_plain
+        self.ends: list[int] = []
+        self.nows: list[int] = []
+        self.found: list[Found] = [[] for _ in plan.lookups]
+        self.given: dict[str, list[Any]] = {name: [] for name in plan.needed} if is_plain else {}
+        self.requests: list[Request] = []
+        self.vectors: list[FeatureVectors] = []
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return len(self.nows)
+
+    def add(self, request: Request, found: Found, vectors: FeatureVectors, now: int) -> None:
+        """Take one more request."""
+        rows = request.rows
+        self.nows += [now] * rows
+        self.ends.append(len(self.nows))
+        for place, column in enumerate(self.found):
+            column.extend(found[place * rows : (place + 1) * rows])
+        for name, values in self.given.items():
+            values.extend(request.given[name])
+        if not self.is_plain:
+            self.requests.append(request)
+        if self.plan.on_demand:
+            self.vectors.append(vectors)
+
+    def singles(self) -> Iterator[Gathered]:
+        """Give each request by itself."""
+        for place, (first, end) in enumerate(pairwise([0, *self.ends])):
+            one = Gathered(self.plan, is_plain=self.is_plain)
+            one.ends, one.nows = [end - first], self.nows[first:end]
+            one.found = [column[first:end] for column in self.found]
+            one.given = {name: values[first:end] for name, values in self.given.items()}
+            one.requests, one.vectors = self.requests[place : place + 1], self.vectors[place : place + 1]
+            yield one
 
 
 def header_of(selection: Selection, sample: float) -> LogHeader:
@@ -56,7 +90,7 @@ def header_of(selection: Selection, sample: float) -> LogHeader:
         for each in selection.lookups
     )
     return LogHeader(
-        library=metadata.version("featurestore"),
+        library=_library(),
         service=selection.name,
         fingerprint=selection.fingerprint(),
         columns=selection.columns,
@@ -67,19 +101,25 @@ def header_of(selection: Selection, sample: float) -> LogHeader:
     )
 
 
-def batch_of(plan: LookupPlan, served: Sequence[Served]) -> pa.Table:
-    """Return requests of one plan as a table, a row for each entity.
+@cache
+def _library() -> str:
+    return metadata.version("featurestore")  # read from a file
+
+
+def batch_of(gathered: Gathered) -> pa.Table:
+    """Return requests as a table, a row for each entity.
 
     Raises:
         OnlineStoreError: a row that was found contradicts itself, so nobody could read it.
+        OnDemandError: an on-demand function fails, so nobody was served.
 
     """
+    plan, nows = gathered.plan, gathered.nows
     selection = plan.selection
-    nows = [each.now for each in served for _ in range(each.request.rows)]
-    answers = plan.together([(each.request.rows, each.found) for each in served], nows)
-    features = {name: answers[view].features[feature] for name, view, feature in plan.places} | _computed(plan, served)
+    answers = plan.together(gathered.found, nows)
+    features = {name: answers[view].features[feature] for name, view, feature in plan.places} | _computed(gathered)
     columns: dict[str, Any] = {REQUESTED_AT: pa.array(nows, pa.int64()).cast(UTC_TIME)}
-    columns |= {name: _given(name, type_, served) for name, type_ in selection.needed.items()}
+    columns |= {name: _given(gathered, name, type_) for name, type_ in plan.needed.items()}
     columns |= {name: features[name] for name in selection.columns}
     for lookup, rows in zip(plan.lookups, answers, strict=True):
         columns[status_column(lookup.name)] = pa.DictionaryArray.from_arrays(pa.array(rows.statuses), _STATUSES).cast(pa.string())
@@ -87,20 +127,20 @@ def batch_of(plan: LookupPlan, served: Sequence[Served]) -> pa.Table:
     return pa.table(columns)
 
 
-def _computed(plan: LookupPlan, served: Sequence[Served]) -> dict[str, pa.Array]:
+def _computed(gathered: Gathered) -> dict[str, pa.Array]:
     """Return the on-demand features as they were computed for the requests."""
-    parts = [each.vectors.plain_computed() for each in served if each.vectors is not None]
+    parts = [vectors.plain_computed() for vectors in gathered.vectors]
     return {
         name: _values(type_, list(chain.from_iterable(part[name] for part in parts)))
-        for name, type_ in plan.on_demand.types.items()
+        for name, type_ in gathered.plan.on_demand.types.items()
     }
 
 
-def _given(name: str, type_: ValueType, served: Sequence[Served]) -> Any:
-    """Return a column of requests: from the values as they were given, or from Arrow where some were given otherwise."""
-    if all(name in each.request.given for each in served):
-        return pa.array(list(chain.from_iterable(each.request.given[name] for each in served)), type_.arrow)
-    chunks = chain.from_iterable(each.request.arrow[name].chunks for each in served)
+def _given(gathered: Gathered, name: str, type_: ValueType) -> Any:
+    """Return a column of requests: from the values as they were given, or from Arrow."""
+    if gathered.is_plain:
+        return pa.array(gathered.given[name], type_.arrow)
+    chunks = chain.from_iterable(request.arrow[name].chunks for request in gathered.requests)
     return pa.chunked_array(list(chunks), type_.arrow)
 
 

@@ -104,12 +104,15 @@ class LogHeader:
 
     def is_kept(self, tombstones: Tombstones) -> str | None:
         """Return the SQL condition that a row is of no erased key; none if nothing of its keys is erased."""
-        types = TypeAdapter(dict[str, ValueType]).validate_python(self.keys)
+        types = _TYPES.validate_python(self.keys)
         conditions = {
             is_row_kept({key: Field(column, types[column]) for key, column in lookup.join_keys.items()}, tombstones)
             for lookup in self.lookups
         }
         return " AND ".join(sorted(filter(None, conditions))) or None
+
+
+_TYPES, _HEADER = TypeAdapter(dict[str, ValueType]), TypeAdapter(LogHeader)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def log_files(folder: Path, service: str | None = None) -> list[LogFile]:
     for path in sorted(folder.glob(f"{service or '*'}/*/[!.]*.parquet"), key=lambda path: (path.name, path)):
         try:
             metadata = pq.read_metadata(path)
-            header = TypeAdapter(LogHeader).validate_python(orjson.loads(metadata.metadata[_METADATA]))
+            header = _HEADER.validate_python(orjson.loads(metadata.metadata[_METADATA]))
         except FileNotFoundError:  # retention removed it
             continue
         except (OSError, pa.ArrowException, KeyError, TypeError, ValueError, ValidationError) as reason:

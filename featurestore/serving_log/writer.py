@@ -1,9 +1,9 @@
 """Writing the serving log beside lookups: a lookup puts its answer into a queue, and a thread does the rest.
 
 A request is logged whole or not at all, which chance decides for each anew: the log is a fair picture of the traffic, and no
-entity is favoured or left out. A lookup that is logged costs one lock and one append; what was served is turned into columns by the
-thread, in pieces so small that they hold no lookup up. The queue is bounded: when it is full, rows are dropped and counted, never
-waited for.
+entity is favoured or left out. A lookup that is logged costs one lock and appends to a few lists; the thread turns these into
+columns, in pieces so small that they hold no lookup up, and so large that there are few. The queue is bounded: when it is full,
+rows are dropped and counted, never waited for.
 
 What is queued is written every `flush_seconds` and when the store is closed. A process that is killed loses that much, and leaves
 no torn file.
@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from featurestore.errors import FeatureStoreError, OnlineStoreError
+from featurestore.errors import FeatureStoreError
 from featurestore.online.fetching import Found
-from featurestore.online.vectors import FeatureVectors, LookupPlan, Request
+from featurestore.online.vectors import FeatureVectors, Request
 from featurestore.registry.state import Tombstones
-from featurestore.serving_log.batches import Served, batch_of, header_of
+from featurestore.serving_log.batches import Gathered, batch_of, header_of
 from featurestore.serving_log.layout import LogHeader, locked, trim, write
 from featurestore.settings import Settings
 
@@ -33,9 +33,8 @@ __all__ = ["LogCounts", "ServingLog"]
 
 _LOGGER = logging.getLogger("featurestore")
 _POLL_SECONDS = 0.25
-_PIECE = 512
 _PIECE_ROWS = 1024
-"""How many requests, and about how many rows, become columns at a time, while lookups wait for the interpreter."""
+"""About how many rows become columns at a time, while lookups wait for the interpreter."""
 _YIELD_SECONDS = 0.001
 _CLOSE_SECONDS = 10.0
 
@@ -57,7 +56,8 @@ class ServingLog:
         self._settings, self._folder, self._tombstones = settings.serving_log, settings.serving_log_folder, tombstones
         self._sample, self._most = self._settings.sample, self._settings.queue_rows
         self._lock, self._writing = threading.Lock(), threading.Lock()
-        self._queue: list[Served] = []
+        self._queue: list[Gathered] = []
+        self._open: dict[tuple[int, bool], Gathered] = {}  # those in the queue that have room, by plan and form
         self._held = self._dropped = self._logged = self._told = 0
         self._pending: dict[tuple[str, str], tuple[LogHeader, list[pa.Table]]] = {}
         self._thread: threading.Thread | None = None
@@ -73,9 +73,17 @@ class ServingLog:
                 self._dropped += rows
                 return
             self._held += rows
-            self._queue.append(Served(request, found, now, vectors if request.plan.on_demand else None))
+            gathered = self._open.get((id(request.plan), request.is_plain)) or self._begin(request)
+            gathered.add(request, found, vectors, now)
+            if gathered.rows >= _PIECE_ROWS:
+                del self._open[id(request.plan), request.is_plain]
         if self._thread is None or not self._thread.is_alive():  # a forked process has to start its own
             self._start()
+
+    def _begin(self, request: Request) -> Gathered:
+        gathered = self._open[id(request.plan), request.is_plain] = Gathered(request.plan, is_plain=request.is_plain)
+        self._queue.append(gathered)
+        return gathered
 
     @property
     def counts(self) -> LogCounts:
@@ -86,7 +94,7 @@ class ServingLog:
     def flush(self) -> None:
         """Write all that is queued."""
         with self._writing:
-            self._drain()
+            self._drain(is_due=True)
             self._write()
 
     def close(self) -> None:
@@ -109,46 +117,40 @@ class ServingLog:
         due = time.monotonic() + self._settings.flush_seconds
         while not ending.wait(_POLL_SECONDS):
             with self._writing:
-                self._drain()
-                if time.monotonic() >= due or self._held > self._most // 2:
+                is_due = time.monotonic() >= due or self._held > self._most // 2
+                self._drain(is_due=is_due)
+                if is_due:
                     self._write()
                     due = time.monotonic() + self._settings.flush_seconds
         self.flush()
 
-    def _drain(self) -> None:
-        """Turn what is queued into columns."""
+    def _drain(self, *, is_due: bool) -> None:
+        """Turn what is queued into columns, in the order in which it came; if nothing is due, only once a piece is full."""
         with self._lock:
+            if not is_due and len(self._queue) == len(self._open):
+                return
             taken, self._queue = self._queue, []
-        groups: dict[int, list[Served]] = {}
-        for each in taken:
-            groups.setdefault(id(each.request.plan), []).append(each)
-        for group in groups.values():
-            self._keep(group)
+            self._open.clear()
+        for gathered in taken:
+            self._keep(gathered)
 
-    def _keep(self, group: list[Served]) -> None:
-        plan = group[0].request.plan
-        header = header_of(plan.selection, self._sample)
+    def _keep(self, gathered: Gathered) -> None:
+        header = header_of(gathered.plan.selection, self._sample)
         _, batches = self._pending.setdefault((header.service, header.fingerprint), (header, []))
-        first = 0
-        while first < len(group):
-            last, rows = first, 0
-            while last < len(group) and last - first < _PIECE and rows < _PIECE_ROWS:
-                rows += group[last].request.rows
-                last += 1
-            batches += self._columns(plan, group[first:last])
-            first = last
-            time.sleep(_YIELD_SECONDS)
+        batches += self._columns(gathered)
+        time.sleep(_YIELD_SECONDS)
 
-    def _columns(self, plan: LookupPlan, piece: list[Served]) -> list[pa.Table]:
+    def _columns(self, gathered: Gathered) -> list[pa.Table]:
         try:
-            return [batch_of(plan, piece)]
-        except OnlineStoreError:  # one of them nobody could read
-            if len(piece) == 1:
-                self._lose(piece[0].request.rows)
-                return []
-            return [batch for each in piece for batch in self._columns(plan, [each])]
+            return [batch_of(gathered)]
+        except FeatureStoreError as reason:  # one of them nobody could read
+            if len(gathered.ends) > 1:
+                return [batch for each in gathered.singles() for batch in self._columns(each)]
+            self._lose(gathered.rows, reason)
+            return []
 
-    def _lose(self, rows: int) -> None:
+    def _lose(self, rows: int, reason: Exception) -> None:
+        _LOGGER.warning("the serving log loses %d rows: %s", rows, reason)
         with self._lock:
             self._held -= rows
             self._dropped += rows
@@ -156,26 +158,22 @@ class ServingLog:
     def _write(self) -> None:
         pending, self._pending = self._pending, {}
         for header, batches in pending.values():
-            if not batches:
-                continue
-            table = pa.concat_tables(batches)
-            try:
-                with locked(self._folder, alone=False):
-                    tombstones = self._tombstones()
-                    write(self._folder, self._counted(header), table, tombstones)
-            except (FeatureStoreError, OSError) as reason:
-                _LOGGER.warning("the serving log loses %d rows: %s", len(table), reason)
-                self._lose(len(table))
-            else:
-                with self._lock:
-                    self._held -= len(table)
-                    self._logged += len(table)
+            if batches:
+                self._write_file(header, pa.concat_tables(batches))
         if pending:
             with suppress(OSError):
                 trim(self._folder, self._settings.most_bytes)
 
-    def _counted(self, header: LogHeader) -> LogHeader:
-        """Return the header with the rows that were dropped since the last file."""
+    def _write_file(self, header: LogHeader, table: pa.Table) -> None:
+        dropped = self.counts.dropped
+        try:
+            with locked(self._folder, alone=False):
+                written = write(self._folder, replace(header, dropped=dropped - self._told), table, self._tombstones())
+        except (FeatureStoreError, OSError) as reason:
+            self._lose(len(table), reason)
+            return
         with self._lock:
-            dropped, self._told = self._dropped - self._told, self._dropped
-        return replace(header, dropped=dropped)
+            self._held -= len(table)
+            self._logged += written
+        if written:
+            self._told = dropped
