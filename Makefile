@@ -22,10 +22,11 @@ serve: .venv/.installed ## serve definitions/ over HTTP until Ctrl-C
 	@echo 'Serving definitions/; Ctrl-C ends it'
 	@.venv/bin/featurestore --repo definitions serve
 
-# -P keeps the checkout off sys.path, so that the tests meet the installed package: in CI, that is the wheel.
+# -P keeps the checkout off sys.path, so that the tests meet the installed package: in CI, that is the wheel. Test files run side by
+# side, on up to four cores.
 test: .venv/.installed ## run the tests; ARGS= goes to pytest
 	@echo 'Running the tests'
-	@.venv/bin/python -P -m pytest $(ARGS)
+	@.venv/bin/python -P -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: .venv/.installed ## check style, format and types
 	@echo 'Checking style (ruff check)'
