@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,10 @@ from benchmarks.feast import NAME as FEAST
 from benchmarks.feast import feast_served
 from benchmarks.online import five_views
 from benchmarks.rows import Rows, row_of
+from featurestore import FeatureStore
+from featurestore.online.frames import mget
+from featurestore.online.links import Link
+from featurestore.online.vectors import LookupPlan
 
 __all__ = ["SERVING_ROWS", "Load", "served"]
 
@@ -32,6 +37,7 @@ CONNECTIONS, SECONDS, BODIES = 32, 3, 100
 PATH, FEAST_PATH = "/v1/online-features", "/get-online-features"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 EMPTY = "empty ASGI server (floor)"
+READS = "reading the rows alone, over a Unix socket (floor)"
 
 
 @contextmanager
@@ -119,6 +125,37 @@ class Load:
         return found
 
 
+class Reads:
+    """The rows of the same lookups read by a client that does nothing with them, over as many connections as the load has."""
+
+    def __init__(self, store: FeatureStore, service: str, users: np.ndarray, connections: int) -> None:
+        plan = LookupPlan(store.selection(service), store.functions.of)
+        layout, self.lookups = store.online.topology.layout(), len(plan.lookups)
+        self.payloads = [self._commands(plan, each) for each in users]
+        self.links = [Link(layout.endpoints[0], store.online.topology.access) for _ in range(connections)]
+
+    @staticmethod
+    def _commands(plan: LookupPlan, users: np.ndarray) -> bytes:
+        names = plan.request({"user_id": pa.array(users)}).names
+        return b"".join(
+            [mget([name for name in names[place : place + len(users)] if name]) for place in range(0, len(names), len(users))]
+        )
+
+    def rate(self, _: str) -> float:
+        """Return how many lookups' rows come per second."""
+        begun = time.perf_counter()
+        for number, payload in enumerate(itertools.cycle(self.payloads)):
+            link = self.links[number % len(self.links)]
+            if number >= len(self.links):
+                link.receive(self.lookups)
+            if time.perf_counter() > begun + SECONDS:
+                break
+            link.send(payload)
+        for place in range(1, len(self.links)):
+            self.links[(number + place) % len(self.links)].receive(self.lookups)
+        return number / (time.perf_counter() - begun)
+
+
 def _key(bench: Bench) -> str:
     return (five_views(bench).settings.root / "key").read_text("utf-8")
 
@@ -132,7 +169,7 @@ def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, 
     return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(named)
 
 
-def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load]], repetitions: int, *, paced: bool = True) -> Rows:
+def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load | Reads]], repetitions: int, *, paced: bool = True) -> Rows:
     """Measure the first of some servers under their loads in turn with the others."""
     (mine, (url, load)), *others = loads.items()
     load.rate(url)
@@ -143,7 +180,14 @@ def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load]], repet
             pairs[peer].append((own, theirs.rate(other)))
     rows = [row_of(name, what, "per s", peer, each, is_rate=True) for peer, each in pairs.items()]
     assert mine == "ours"
-    return [replace(row, latency=load.latency(url, row.ours / 2)) for row in rows[:1]] + rows[1:] if paced else rows
+    if paced:  # beside the first peer, which is the floor: what its percentiles are the generator and the machine have added
+        [_, (floor, theirs)] = others[0]
+        assert isinstance(load, Load)
+        assert isinstance(theirs, Load)
+        latency = load.latency(url, rows[0].ours / 2)
+        latency |= {f"floor_{name}": each for name, each in theirs.latency(floor, rows[0].ours / 2).items() if name[0] == "p"}
+        rows[0] = replace(rows[0], latency=latency)
+    return rows
 
 
 def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features: int) -> Rows:
@@ -195,7 +239,7 @@ def online_100x50(bench: Bench, repetitions: int) -> Rows:
 
 
 def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
-    """Compare lookups of 1,000 entities and five views as Arrow with the same as JSON, and with Feast, which has JSON alone."""
+    """Compare lookups of 1,000 entities and five views as Arrow with JSON, mere reads, and Feast, which has JSON alone."""
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (10, 1000))
     # As few as keep the server busy: Feast takes seconds for one.
     json_load, theirs = (replace(load, connections=2) for load in _loads(bench, "json_1000", "model_50", 1000))
@@ -205,7 +249,8 @@ def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
         url = servers.enter_context(_service(bench))
         other = servers.enter_context(feast_served(bench))
         what = "HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, 2 connections"
-        loads = {"ours": (url, ours), "ours, JSON": (url, json_load), FEAST: (other, theirs)}
+        reads = Reads(five_views(bench), "model_50", users, 2)
+        loads = {"ours": (url, ours), "ours, JSON": (url, json_load), READS: ("", reads), FEAST: (other, theirs)}
         return _compared("online_1000x50_arrow", what, loads, repetitions, paced=False)
 
 
@@ -239,7 +284,6 @@ def serving_log(bench: Bench, repetitions: int) -> Rows:
 def push_to_read(bench: Bench, _: int) -> Rows:
     """Compare the time from a push to the first lookup that sees it, through both Python APIs."""
     from benchmarks.feast import feast
-    from featurestore import FeatureStore
 
     folder, count = bench.folder / "pushed", 50
     folder.mkdir(exist_ok=True)

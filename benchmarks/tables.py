@@ -52,10 +52,14 @@ def _costs(rows: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _latencies(rows: list[Mapping[str, Any]]) -> list[str]:
-    lines = ["| row | at requests per second | p50 | p90 | p99 | p99.9 |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| row | at requests per second | p50 | p90 | p99 | p99.9 | the floor's p50 | p99 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         if (latency := row["latency"]) is not None:
-            values = " | ".join(f"{latency[name]:.2f} ms" for name in ("p50", "p90", "p99", "p99.9"))
+            names = ("p50", "p90", "p99", "p99.9", "floor_p50", "floor_p99")
+            values = " | ".join(f"{latency[name]:.2f} ms" if name in latency else "not measured" for name in names)
             lines.append(f"| `{row['name']}` | {latency['rate']:,.0f} | {values} |")
     return lines
 
