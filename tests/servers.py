@@ -58,6 +58,11 @@ class Process:
         self.process.kill()
         self.process.wait(10)
 
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
     def stop(self) -> None:
         """End it."""
         if self.process is not None and self.process.poll() is None:

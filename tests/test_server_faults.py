@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from featurestore import FeatureStore
 from tests.conftest import WEATHER, Repo
@@ -19,6 +21,9 @@ from tests.service import ONLINE, ended, serving
 from tests.test_server_lookups import until
 
 LOOKUP = {"feature_service": "flight_weather", "entities": {"origin": ["EWR"]}}
+LONGEST_SECONDS = 10.0
+"""What server.request_timeout_ms allows by default."""
+
 FOUND = {"airport_weather__temperature": [21.0], "airport_weather__gusts": [2**53 + 1]}
 
 
@@ -65,7 +70,8 @@ def wrong(answer: httpx.Response) -> Any:
     return None if is_told else (answer.status_code, answer.text)
 
 
-def test_an_online_store_that_stops_and_comes_back(weather_repo: Repo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_killed", [True, False], ids=["killed", "frozen"])
+def test_an_online_store_that_stops_and_comes_back(weather_repo: Repo, tmp_path: Path, is_killed: bool) -> None:
     """While Redis is gone lookups are 503s with Retry-After, never a wrong value, a hang or a lost connection; then all is well."""
     with server(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always") as redis:
         text = (
@@ -80,10 +86,10 @@ def test_an_online_store_that_stops_and_comes_back(weather_repo: Repo, tmp_path:
             load = Load(url)
             with load.running():
                 until(lambda: load.seen(200) > 20)
-                redis.kill()
+                redis.kill() if is_killed else redis.signal(signal.SIGSTOP)
                 until(lambda: load.seen(503) > 8)
                 assert httpx.get(f"{url}/readyz", timeout=30).status_code == 503
-                redis.start()
+                redis.start() if is_killed else redis.signal(signal.SIGCONT)
                 before = load.seen(200)
                 until(lambda: load.seen(200) > before + 50)
             assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
@@ -91,6 +97,7 @@ def test_an_online_store_that_stops_and_comes_back(weather_repo: Repo, tmp_path:
     assert load.failures == []
     assert [found for answer in load.answers if (found := wrong(answer))] == []
     assert all(answer.status_code == 200 for answer in load.answers[-20:])
+    assert max(answer.elapsed.total_seconds() for answer in load.answers) < LONGEST_SECONDS
 
 
 def test_what_changes_under_load_drops_no_request(weather_repo: Repo) -> None:
