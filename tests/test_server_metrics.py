@@ -111,6 +111,7 @@ def test_the_stores_behind_are_gauges(store: FeatureStore) -> None:
     for view in ("every_type", "thing_notes"):
         assert samples["featurestore_view_behind_seconds", ("view", view)] == (store.clock() - (watermarks[view] or 0)) / 1e6
     assert 0 <= samples["featurestore_registry_look_age_seconds", worker] < 60
+    assert sum(samples["featurestore_registry_connections", worker, ("state", state)] for state in ("busy", "idle")) >= 1
     assert samples["featurestore_online_connections", worker, ("state", "open")] == 1
     assert samples["featurestore_online_connections", worker, ("state", "failed")] == 0
     assert samples["featurestore_online_waiting", worker] == 0

@@ -50,6 +50,11 @@ class Database:
         name = self._engine.url.database
         return None if self.is_postgresql or not name or name == ":memory:" else Path(name)
 
+    def connections(self) -> dict[str, int]:
+        """Return how many connections of the pool are at work, and how many wait for some."""
+        pool = self._engine.pool
+        return {"busy": pool.checkedout(), "idle": pool.checkedin()} if isinstance(pool, sa.QueuePool) else {}
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()

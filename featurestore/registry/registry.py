@@ -115,6 +115,10 @@ class Registry:
             number = connection.execute(sa.select(sa.func.sqlite_version())).scalar_one()
             return "SQLite", str(number), time.time_ns() // 1000
 
+    def connections(self) -> dict[str, int]:
+        """Return how many connections to the database this process has, by state: busy and idle; none of one in memory."""
+        return self._database.connections()
+
     @property
     def api_keys(self) -> ApiKeys:
         """The keys of the HTTP service."""

@@ -9,6 +9,7 @@ each scrape; whichever worker is scraped adds them up. A worker that replaces a 
     featurestore_requests_in_flight           gauge, by worker
     featurestore_view_behind_seconds          gauge, by view: from its watermark to now
     featurestore_registry_look_age_seconds    gauge, by worker: since the registry last said what names mean
+    featurestore_registry_connections         gauge, by worker and state (busy, idle): of the pool
     featurestore_online_connections           gauge, by worker and state (open, opening, failed): to servers of the online store
     featurestore_online_waiting               gauge, by worker: commands whose reply is not there yet
     process_resident_memory_bytes, process_cpu_seconds_total, process_open_fds    by worker
@@ -40,6 +41,7 @@ _HELP = {
     "featurestore_requests_in_flight": ("gauge", "Requests that are being answered."),
     "featurestore_view_behind_seconds": ("gauge", "From a view's watermark to now."),
     "featurestore_registry_look_age_seconds": ("gauge", "Since the registry last said what names mean."),
+    "featurestore_registry_connections": ("gauge", "Connections to the registry's database."),
     "featurestore_online_connections": ("gauge", "Connections to servers of the online store."),
     "featurestore_online_waiting": ("gauge", "Commands to the online store whose reply is not there yet."),
     "process_resident_memory_bytes": ("gauge", "Resident memory."),

@@ -39,6 +39,8 @@ def own_gauges(app: FastAPI) -> Gauges:
     gauges = counted.own()
     if plans.last is not None:
         gauges.append(("featurestore_registry_look_age_seconds", (worker,), plans.age))
+        pool = store.registry.connections()  # open by now: what opens it waits
+        gauges += [("featurestore_registry_connections", (worker, ("state", state)), number) for state, number in pool.items()]
     states, waiting = store.online.connections()
     gauges += [("featurestore_online_connections", (worker, ("state", state)), number) for state, number in states.items()]
     gauges.append(("featurestore_online_waiting", (worker,), waiting))

@@ -40,7 +40,7 @@ __all__ = ["Computed", "LostProcessError", "Processes", "frames"]
 _LOGGER = logging.getLogger("featurestore_server")
 _PRELOADED = ["featurestore.store", "featurestore_server.queries"]
 _WRITTEN_BYTES = 1_048_576
-_READ_BYTES = 1_048_576
+_READ_BYTES = 262_144
 _BUSY_SECONDS = "5"
 
 
@@ -145,6 +145,7 @@ class Computed(Response):
             await send({"type": "http.response.start", "status": head["status"], "headers": headers})
             async for letter, content in received:
                 await send({"type": "http.response.body", "body": content, "more_body": letter != b"E"})
+                await asyncio.sleep(0)  # neither step waits while there is more: lookups have their turn between two chunks
 
 
 async def frames(reader: asyncio.StreamReader) -> AsyncIterator[tuple[bytes, bytes]]:

@@ -26,7 +26,7 @@ __all__ = ["FRAME", "Origin", "Outlet", "Work", "run"]
 
 FRAME = struct.Struct("!cI")
 _LOWER_PRIORITY = 10
-_CHUNK_BYTES = 262_144
+_CHUNK_BYTES = 131_072
 _LEAST_MEMORY_MB = 256
 _PREFIX = "FEATURESTORE_"
 _SERVER_FAULT = 500

@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -27,6 +28,8 @@ __all__ = ["Service", "on_signal", "serve"]
 
 BACKLOG = 2048
 _THREADS_SECONDS = 0.5
+_SWITCH_SECONDS = 0.0005
+"""How long the event loop waits for a thread that computes: it does so a few times in each request. Python's own is 5 ms."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT, or until `supervisor`, a pipe, is closed at its other end. Calls `begun` once it answers."""
     logs.configure(level=logging.DEBUG if service.debug else logging.WARNING)
+    sys.setswitchinterval(_SWITCH_SECONDS)
     with FeatureStore(service.repo) as store:
         app = create_app(store, is_open=service.is_open, metrics=Metrics(worker, shared))
         config = uvicorn.Config(
