@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -70,7 +71,7 @@ def _rollback_targets(connection: sa.Connection) -> set[int | None]:
 
 def _version(row: Any, targets: set[int | None]) -> Version:
     coverage = None if row.coverage_end is None else Coverage(row.coverage_start, row.coverage_end)
-    view = from_spec(FeatureView, json.loads(row.spec))
+    view = _view(row.spec)
     return Version(
         id=row.id,
         uid=row.uid,
@@ -86,6 +87,12 @@ def _version(row: Any, targets: set[int | None]) -> Version:
         # What never held a row has nothing that could serve again; what is pushed needs no run to hold some.
         is_rollback=row.state == "replaced" and (coverage is not None or view.is_pushed) and row.id in targets,
     )
+
+
+@lru_cache(maxsize=1024)
+def _view(text: str) -> FeatureView:
+    """Return the view of a spec; a service reads the same ones each second, beside its lookups."""
+    return from_spec(FeatureView, json.loads(text))
 
 
 def all_objects(connection: sa.Connection) -> list[ObjectState]:

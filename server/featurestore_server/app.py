@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,10 +25,12 @@ from featurestore_server.metrics import Metrics
 from featurestore_server.plans import Plans
 from featurestore_server.problems import UnexpectedErrors, handle_errors
 from featurestore_server.processes import Processes
+from featurestore_server.tracing import Spans
 
 __all__ = ["create_app"]
 
 _SUBMISSIONS = 2
+_SPANS_SECONDS = 2.0
 _LOGGER = logging.getLogger("featurestore_server")
 _PROBLEM_CONTENT = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
 
@@ -46,16 +48,16 @@ class _Service(FastAPI):
             await self.others(scope, receive, send)
 
 
-def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | None = None) -> FastAPI:
+def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | None = None, spans: Spans | None = None) -> FastAPI:
     """Return the HTTP service of a store, which the caller opens and closes.
 
     `is_open` says whether requests need no key as long as there never was one; not for a service that others can reach. `metrics`
-    are those of one of several processes.
+    are those of one of several processes. `spans` are made of all requests, and closed with the service.
     """
     limits, metrics = Limits(store.settings.server), metrics or Metrics()
     plans, log = (
         Plans(store, metrics, is_open=is_open),
-        RequestLog(metrics, is_complete=store.settings.server.log_requests == "all"),
+        RequestLog(metrics, is_complete=store.settings.server.log_requests == "all", spans=spans),
     )
     app = _Service(
         title=f"featurestore: {store.settings.project}",
@@ -103,6 +105,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             yield
         finally:
             saving.cancel()
+            if (spans := app.state.online.log.spans) is not None:
+                with suppress(TimeoutError):  # a collector that does not answer is not waited for
+                    await asyncio.wait_for(asyncio.to_thread(spans.close), _SPANS_SECONDS)
 
 
 async def _save(app: FastAPI) -> None:

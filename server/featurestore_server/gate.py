@@ -65,7 +65,7 @@ class Gate:
             passage.end()
             if passage.status:
                 series = metrics.series(getattr(scope.get("route"), "path", "other"))
-                self._log.end(series, scope, passage.status, now() - begun, passage.id)
+                self._log.end(series, scope, passage.status, now() - begun, passage.id, given)
 
     async def _let(self, passage: _Passage, given: dict[bytes, bytes]) -> None:
         scope = passage.scope

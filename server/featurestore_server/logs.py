@@ -18,6 +18,7 @@ import orjson
 
 from featurestore_server.metrics import Metrics, Series
 from featurestore_server.request_ids import current_id
+from featurestore_server.tracing import Spans
 
 __all__ = ["RequestLog", "configure"]
 
@@ -52,14 +53,24 @@ def configure(*, level: int) -> None:
 
 
 class RequestLog:
-    """Counts requests, and logs those that fail, or all of them."""
+    """Counts requests, and logs those that fail, or all of them; `spans` makes a span of each."""
 
-    def __init__(self, metrics: Metrics, *, is_complete: bool = False) -> None:
-        self.metrics, self.is_complete = metrics, is_complete
+    def __init__(self, metrics: Metrics, *, is_complete: bool = False, spans: Spans | None = None) -> None:
+        self.metrics, self.is_complete, self.spans = metrics, is_complete, spans
 
-    def end(self, series: Series, scope: Mapping[str, Any], status: int, seconds: float, identifier: bytes) -> None:
-        """Count an answer, and log it if it is of those."""
+    def end(
+        self,
+        series: Series,
+        scope: Mapping[str, Any],
+        status: int,
+        seconds: float,
+        identifier: bytes,
+        given: Mapping[bytes, bytes],
+    ) -> None:
+        """Count an answer to a request with the headers `given`, and log it if it is of those."""
         series.count(status, seconds)
+        if self.spans is not None:
+            self.spans.add(series, scope["method"], status, seconds, given.get(b"traceparent", b""))
         if self.is_complete or status >= _FAILED:
             method, path = scope["method"], scope["path"]
             request = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}

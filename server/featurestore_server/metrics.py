@@ -54,9 +54,10 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class Series:
     """What was counted of one route and service."""
 
-    __slots__ = ("buckets", "seconds", "statuses")
+    __slots__ = ("buckets", "route", "seconds", "service", "statuses")
 
-    def __init__(self) -> None:
+    def __init__(self, route: str, service: str) -> None:
+        self.route, self.service = route, service
         self.buckets = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
         self.statuses: dict[int, int] = {}
@@ -89,7 +90,7 @@ class Metrics:
         """Return the counters of a route and a service; a service's name must be one that exists."""
         found = self._series.get((route, service))
         if found is None:
-            found = self._series[route, service] = Series()
+            found = self._series[route, service] = Series(route, service)
         return found
 
     @property
@@ -148,7 +149,7 @@ def _read(file: Path) -> Any:
 
 def _sum(series: dict[tuple[str, str], Series], counted: Any) -> None:
     for route, service, buckets, seconds, statuses in counted["series"]:
-        series.setdefault((route, service), Series()).add(buckets, seconds, statuses)
+        series.setdefault((route, service), Series(route, service)).add(buckets, seconds, statuses)
 
 
 def _lines(series: Mapping[tuple[str, str], Series], gauges: Gauges) -> Iterator[str]:

@@ -131,7 +131,7 @@ class OnlineFeatures:
         headers = [*headers, *safe_headers(scope), (HEADER, identifier)]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": content})
-        log.end(series, scope, status, now() - begun, identifier)
+        log.end(series, scope, status, now() - begun, identifier, given)
 
     def begin(self, given: Mapping[bytes, bytes], body: bytes, done: Callable[[Short | None], None]) -> bool:
         """Answer in two steps that wait for nothing, if a request is as most are; false if it is not, and needs the long way.

@@ -161,7 +161,7 @@ class _Protocol(HttpToolsProtocol):
             return
         self.transport.write(self._head(turn, short) + short.content)
         turn.response_complete = True
-        log.end(short.series, _SCOPE, 200, now() - turn.begun, turn.id)
+        log.end(short.series, _SCOPE, 200, now() - turn.begun, turn.id, turn.given)
         if not turn.keep_alive:
             self.transport.close()
         self.on_response_complete()

@@ -23,6 +23,7 @@ from featurestore_server import logs
 from featurestore_server.app import create_app
 from featurestore_server.metrics import Metrics
 from featurestore_server.shortcut import protocol_of
+from featurestore_server.tracing import spans_wanted
 
 __all__ = ["Service", "on_signal", "serve"]
 
@@ -80,7 +81,7 @@ def serve(
     logs.configure(level=logging.DEBUG if service.debug else logging.WARNING)
     sys.setswitchinterval(_SWITCH_SECONDS)
     with FeatureStore(service.repo) as store:
-        app = create_app(store, is_open=service.is_open, metrics=Metrics(worker, shared))
+        app = create_app(store, is_open=service.is_open, metrics=Metrics(worker, shared), spans=spans_wanted())
         config = uvicorn.Config(
             app,
             loop="uvloop",
