@@ -210,6 +210,26 @@ def test_a_full_queue_drops_rows_counts_them_and_holds_no_lookup_up(logging: Log
     assert sorted(file.header.dropped for file in log_files(store.settings.serving_log_folder)) == [0, 15]
 
 
+def test_a_scrape_says_what_was_written_dropped_and_waits(logging: Logging) -> None:
+    """`/metrics` of a service with a log has its rows by outcome, those that wait, and nothing else of it."""
+    store = logging(sample=1.0, queue_rows=4)
+    assert store.serving_log is not None
+    with TestClient(create_app(store)) as client:
+
+        def scraped() -> dict[str, float]:
+            lines = [line.rpartition(" ") for line in client.get("/metrics").text.splitlines() if line[:1] != "#"]
+            of_log = "featurestore_serving_log_"
+            return {name.removeprefix(of_log): float(value) for name, _, value in lines if name.startswith(of_log)}
+
+        for origins in (["EWR", "JFK", "LGA"], ["EWR", "JFK"]):
+            body = {"feature_service": SERVICE, "entities": {"origin": origins}}
+            assert client.post("/v1/online-features", json=body).status_code == 200
+        written, dropped = 'rows_total{worker="0",outcome="written"}', 'rows_total{worker="0",outcome="dropped"}'
+        assert scraped() == {written: 0, dropped: 2, 'waiting{worker="0"}': 3}
+        store.serving_log.flush()
+        assert scraped() == {written: 3, dropped: 2, 'waiting{worker="0"}': 0}
+
+
 def test_it_is_written_by_itself_and_when_the_store_is_closed(logging: Logging) -> None:
     """After `flush_seconds` what waits is in a file; `close` writes the rest."""
     store = logging(sample=1.0, flush_seconds=0.05)

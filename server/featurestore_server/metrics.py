@@ -12,6 +12,8 @@ each scrape; whichever worker is scraped adds them up. A worker that replaces a 
     featurestore_registry_connections         gauge, by worker and state (busy, idle): of the pool
     featurestore_online_connections           gauge, by worker and state (open, opening, failed): to servers of the online store
     featurestore_online_waiting               gauge, by worker: commands whose reply is not there yet
+    featurestore_serving_log_rows_total       counter, by worker and outcome (written, dropped): rows of the serving log, if there is one
+    featurestore_serving_log_waiting          gauge, by worker: rows that wait to be written to it
     process_resident_memory_bytes, process_cpu_seconds_total, process_open_fds    by worker
 """
 
@@ -44,6 +46,8 @@ _HELP = {
     "featurestore_registry_connections": ("gauge", "Connections to the registry's database."),
     "featurestore_online_connections": ("gauge", "Connections to servers of the online store."),
     "featurestore_online_waiting": ("gauge", "Commands to the online store whose reply is not there yet."),
+    "featurestore_serving_log_rows_total": ("counter", "Rows of the serving log that were written, or dropped."),
+    "featurestore_serving_log_waiting": ("gauge", "Rows that wait to be written to the serving log."),
     "process_resident_memory_bytes": ("gauge", "Resident memory."),
     "process_cpu_seconds_total": ("counter", "User and system CPU time."),
     "process_open_fds": ("gauge", "Open file descriptors."),

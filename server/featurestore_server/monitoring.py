@@ -44,6 +44,11 @@ def own_gauges(app: FastAPI) -> Gauges:
     states, waiting = store.online.connections()
     gauges += [("featurestore_online_connections", (worker, ("state", state)), number) for state, number in states.items()]
     gauges.append(("featurestore_online_waiting", (worker,), waiting))
+    if store.serving_log is not None:
+        counts = store.serving_log.counts
+        outcomes = ("written", counts.logged), ("dropped", counts.dropped)
+        gauges += [("featurestore_serving_log_rows_total", (worker, ("outcome", outcome)), rows) for outcome, rows in outcomes]
+        gauges.append(("featurestore_serving_log_waiting", (worker,), counts.queued))
     return gauges
 
 
