@@ -6,13 +6,13 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 
-import duckdb
 import pyarrow as pa
 import pytest
 
 from featurestore.errors import LockError
 from featurestore.testing import Throwaway, throwaway_store
 from tests.conftest import CHECKOUT
+from tests.flights import SOURCE, query
 
 DAY = dt.datetime(2013, 2, 2, 20, tzinfo=dt.UTC)
 SERVICE = "departure_delay_v2"
@@ -28,16 +28,6 @@ def flights() -> Iterator[Throwaway]:
         thrown.store.apply()
         thrown.store.materialize()
         yield thrown
-
-
-SOURCE = CHECKOUT / "definitions/data/flights.parquet"
-
-
-def query(text: str) -> pa.Table:
-    """Return what SQL gives, in a session whose time zone is UTC."""
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        return pa.Table.from_batches(connection.sql(text).to_arrow_reader())
 
 
 def test_t09_the_example_serves_what_it_trains_on_in_every_column(flights: Throwaway) -> None:

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,6 +13,7 @@ import pytest
 from featurestore.errors import IncompleteError, SettingsError
 from featurestore.testing import Throwaway, VirtualClock, assert_parity, assert_point_in_time, throwaway_store
 from tests.conftest import CHECKOUT, HOUR, NOON, TIME, Repo, at
+from tests.flights import query
 
 SERVICE = "flight_weather"
 Make = Callable[..., Throwaway]
@@ -119,13 +119,6 @@ def test_training_sets_are_those_of_the_oracle_and_a_wrong_table_is_told(weather
     weather.write("weather.parquet", changed)  # a correction that no run has seen
     with pytest.raises(AssertionError, match=r"temperature is 21.0 as trained, 22.0 as expected"):
         assert_point_in_time(store, SERVICE, asked)
-
-
-def query(text: str) -> pa.Table:
-    """Return what SQL gives, in a session whose time zone is UTC."""
-    with duckdb.connect() as connection:
-        connection.execute("SET TimeZone = 'UTC'")
-        return pa.Table.from_batches(connection.sql(text).to_arrow_reader())
 
 
 @pytest.fixture(scope="module")
