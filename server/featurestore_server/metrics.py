@@ -12,8 +12,8 @@ each scrape; whichever worker is scraped adds them up. A worker that replaces a 
     featurestore_registry_connections         gauge, by worker and state (busy, idle): of the pool
     featurestore_online_connections           gauge, by worker and state (open, opening, failed): to servers of the online store
     featurestore_online_waiting               gauge, by worker: commands whose reply is not there yet
-    featurestore_serving_log_rows_total       counter, by worker and outcome (written, dropped): rows of the serving log, if there is one
-    featurestore_serving_log_waiting          gauge, by worker: rows that wait to be written to it
+    featurestore_serving_log_rows_total       counter, by worker and outcome (written, dropped): rows of the log of lookups
+    featurestore_serving_log_waiting          gauge, by worker: its rows that wait
     process_resident_memory_bytes, process_cpu_seconds_total, process_open_fds    by worker
 """
 
