@@ -15,11 +15,12 @@ from featurestore.offline.keys import encoded, hashed
 __all__ = ["Asked"]
 
 Integers = npt.NDArray[np.int64]
+_LATEST = 2**62
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Keys and times, in the order of the keys' hashes. Rows with a null in their key are left out.
+    """Keys and times, in the order of the keys' hashes and of times. Rows with a null in their key are left out.
 
     `rows` says where each stood among the `count` rows asked for, `first` where a part of them begins in their order; `times` are
     microseconds. Rows that follow each other with equal keys form a run: run `i` is `[runs[i], runs[i + 1])`, and `keys` holds the
@@ -43,7 +44,7 @@ class Asked:
             keys = [key.take(pa.array(rows)) for key in keys]
         columns = [encoded(key) for key in keys]
         hashes = hashed(columns)
-        order = np.argsort(hashes, kind="stable")
+        order = _order(hashes, times[rows])
         codes = [column.codes[order] for column in columns]
         runs = bounds(len(order), [hashes[order], *codes])
         firsts = pa.array(order[runs[:-1]])
@@ -58,6 +59,20 @@ class Asked:
         return Asked(
             self.count, self.rows[part], self.hashes[part], self.times[part], self.runs[low : high + 1] - first, keys, first
         )
+
+
+def _order(hashes: Integers, times: Integers) -> Integers:
+    """Return what sorts by hash and time. What is found is then in the table's order: searched for and read without jumps."""
+    by_hash = np.argsort(hashes)
+    runs = bounds(len(hashes), [hashes[by_hash]])
+    first = int(times.min(initial=_LATEST))
+    width = int(times.max(initial=-_LATEST)) - first + 1
+    if len(runs) * width > _LATEST:
+        return np.lexsort((times, hashes))
+    # One integer of both: to sort it takes a third of what sorting by two takes.
+    number = np.repeat(np.arange(len(runs) - 1) * width - first, np.diff(runs))
+    order: Integers = by_hash[np.argsort(number + times[by_hash])]
+    return order
 
 
 def bounds(rows: int, columns: Sequence[npt.NDArray[np.generic]]) -> Integers:

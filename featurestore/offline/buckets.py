@@ -180,21 +180,24 @@ class Bucket:
             return table_schema(self._view).empty_table().select(list(columns))
         _, order, _, _ = self._index
         places = positions if order is None else order[positions]
-        number = np.searchsorted(self._starts, places, "right") - 1
-        by_group, counts = np.argsort(number, kind="stable"), np.bincount(number, minlength=len(self._groups))
+        again = None
+        if np.any(places[1:] < places[:-1]):  # as where files hold rows of the same keys
+            by_place = np.argsort(places)
+            again, places = np.empty_like(by_place), places[by_place]
+            again[by_place] = np.arange(len(by_place))
+        counts = np.diff(np.searchsorted(places, self._starts))
         used = np.flatnonzero(counts)
         lengths, ends = np.diff(self._starts)[used], np.cumsum(counts[used])
         offsets = np.cumsum(lengths) - lengths
         # Where the rows are if nothing but the row groups used is read.
-        places = places[by_group] + np.repeat(offsets - self._starts[used], counts[used])
+        places = places + np.repeat(offsets - self._starts[used], counts[used])
         cuts = np.flatnonzero(np.diff(offsets // _ROWS_AT_ONCE, prepend=-1))
         taken = []
         for first, last in itertools.pairwise([*cuts.tolist(), len(used)]):
             rows = places[ends[first] - counts[used[first]] : ends[last - 1]] - offsets[first]
             taken.append(self._read(columns, used[first:last]).take(pa.array(rows)))
-        again = np.empty_like(by_group)
-        again[by_group] = np.arange(len(by_group))
-        return pa.concat_tables(taken, promote_options="permissive").take(pa.array(again))
+        found = pa.concat_tables(taken, promote_options="permissive")
+        return found if again is None else found.take(pa.array(again))
 
     def _read(self, columns: Sequence[str], used: Integers) -> pa.Table:
         """Read columns of the row groups used, counted over all parts."""

@@ -52,7 +52,8 @@ class Timeline:
             self._ranks = np.unique(ticks)
             ticks, self._first, span = np.searchsorted(self._ranks, ticks), 0, len(self._ranks) - 1
         self._width = span + 2
-        self._sorted = np.repeat(np.arange(len(groups) - 1) * self._width, np.diff(groups)) + (ticks - self._first + 1)
+        self._sorted = np.repeat(np.arange(len(groups) - 1) * self._width + (1 - self._first), np.diff(groups))
+        self._sorted += ticks
 
     def until(self, group: Integers, ticks: Integers) -> Integers:
         """Return the position after the last row of each group with a tick at or before that given.
