@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from featurestore.online.store import keys_of
 __all__ = ["LOADING_ROWS"]
 
 BATCH = 1_000
+WARMING = 300
 
 
 # Offline
@@ -137,44 +138,51 @@ def latency(bench: Bench, repetitions: int) -> Rows:
     name = (keys_of(version_of(bench)).plain([[1]]) or [b""])[0]
     seconds, run = 3.0, 0
 
-    def p99() -> float:
+    @contextmanager
+    def reading() -> Iterator[subprocess.Popen[str]]:
         code = "import sys; from benchmarks.loading import paced; paced(*sys.argv[1:])"
         arguments = [sys.executable, "-c", code, path_of(store), (name or b"").hex(), str(seconds)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-        return float(done.stdout)
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as reader:
+            assert reader.stdout is not None
+            reader.stdout.readline()  # it reads
+            yield reader
 
-    def under_load() -> float:
+    def p99(during: Callable[[subprocess.Popen[str]], object]) -> float:
+        with reading() as reader:
+            during(reader)
+            return float(reader.communicate()[0])
+
+    def load(reader: subprocess.Popen[str]) -> None:
         nonlocal run
-        found: list[float] = []
-        reader = threading.Thread(target=lambda: found.append(p99()))
-        reader.start()
-        time.sleep(0.5)  # the load sees that somebody reads
-        while reader.is_alive():
+        while reader.poll() is None:
             run += 1
-            with store.load(version, run=run, now=START) as load:
+            with store.load(version, run=run, now=START) as loading:
                 for first in range(0, count, 5_000):
                     key, rows, at = (each.slice(first, 5_000) for each in (keys, features, instants))
-                    load.write([key], rows, at)
-                    if not reader.is_alive():
+                    loading.write([key], rows, at)
+                    if reader.poll() is not None:
                         break
-                load.finish()
-        return found[0]
+                loading.finish()
 
     store.drop(version)
-    pairs = [(under_load(), p99()) for _ in range(repetitions)]
+    pairs = [(p99(load), p99(subprocess.Popen.wait)) for _ in range(repetitions)]
     store.drop(version)
     what = "p99 of 1,000 lookups a second during a load at the default pace"
     return [row_of("load_p99", what, "µs", "the same without a load (floor)", pairs)]
 
 
 def paced(path: str, name: str, seconds: str) -> None:
-    """Read a key a thousand times a second, and print the p99 of the answers in microseconds."""
+    """Read a key a thousand times a second, say so, and print the p99 of later answers in microseconds."""
     from featurestore.online.frames import mget
     from featurestore.online.links import Link
     from featurestore.online.topology import Access, Endpoint
 
     link, asked, random = Link(Endpoint(path=path), Access(5.0)), mget([bytes.fromhex(name)]), np.random.default_rng(5)
     taken: list[float] = []
+    print("reading", flush=True)
+    for _ in range(WARMING):  # a load that begins now has seen then that somebody reads
+        time.sleep(0.001)
+        link.exchange(asked, 1)
     end = due = time.perf_counter()
     end += float(seconds)
     while (now := time.perf_counter()) < end:

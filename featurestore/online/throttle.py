@@ -2,8 +2,9 @@
 
 Every `_LOOK_SECONDS` a watcher compares how often each server has answered GET and MGET. Where somebody reads, one small command
 of the load is under way at a time, and after it the server is left alone for a multiple of the time that the command took: a slow
-server, or a busy machine, is asked for less. A lookup then waits for a few rows at most, and mostly for none. A rate that is set
-takes the place of all that.
+server, or a busy machine, is asked for less. A lookup then waits for a few rows at most, and mostly for none. That goes on until
+nobody has read for `_QUIET_SECONDS`, since who reads may pause, or not get to it on a busy machine. A rate that is set takes the
+place of all that.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["Throttle"]
 _LOOK_SECONDS = 0.1
 _FIRST_LOOK_SECONDS = 0.03
 _READS_PER_LOOK = 3
+_QUIET_SECONDS = 1.0
 _REST = 2.0
 _ROWS, _GENTLE_ROWS = 64, 8
 _LONGEST_REST = 0.05
@@ -69,7 +71,7 @@ class Throttle:
 
     def _watch(self) -> None:
         before: list[int] | None = None
-        pause = _FIRST_LOOK_SECONDS
+        pause, serves_until = _FIRST_LOOK_SECONDS, 0.0
         while True:
             try:
                 after = [_reads(client) for client in self._clients]
@@ -77,7 +79,9 @@ class Throttle:
                 before = None  # whoever writes will say what is wrong
             else:
                 if before is not None:
-                    self._is_serving = any(late - early > _READS_PER_LOOK for early, late in zip(before, after, strict=True))
+                    if any(late - early > _READS_PER_LOOK for early, late in zip(before, after, strict=True)):
+                        serves_until = time.monotonic() + _QUIET_SECONDS
+                    self._is_serving = time.monotonic() < serves_until
                 before = after
             if self._end.wait(pause):
                 return

@@ -1,0 +1,40 @@
+"""The pace of a load beside lookups."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import redis
+
+from featurestore.online.throttle import Throttle
+from tests.servers import HOST, server
+
+
+def wait_for(is_so: Callable[[], bool], seconds: float = 10) -> None:
+    """Wait until something is so."""
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_pause_of_whoever_reads_does_not_let_a_load_loose(tmp_path: Path) -> None:
+    """A load is gentle while somebody reads and in short pauses, and goes at full speed once nobody has read for a while."""
+    with server(tmp_path) as made, redis.Redis(HOST, made.port) as client:
+        throttle = Throttle([redis.Redis(HOST, made.port)])
+        gentle = throttle.frame_rows()  # before it has looked
+        wait_for(lambda: throttle.frame_rows() > gentle)
+
+        def read() -> bool:
+            client.get("key")
+            return throttle.frame_rows() == gentle
+
+        wait_for(read)
+        for _ in range(30):
+            client.get("key")
+        time.sleep(0.4)  # some looks find nobody
+        assert throttle.frame_rows() == gentle
+        wait_for(lambda: throttle.frame_rows() > gentle)
+        throttle.close()
