@@ -8,12 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.errors import NotFoundError
+from featurestore.errors import NotFoundError, OnlineStoreError
+from featurestore.online.keys import online_key
+from featurestore.online.store import OnlineStore
 from featurestore.parity.findings import Cause, Kind, ViewParity
 from featurestore.testing import Throwaway
 from tests.commands import Run
-from tests.conftest import HOUR, NOON, TIME, at
+from tests.conftest import HOUR, NOON, TIME, Repo, at
 from tests.logged import GUSTS, SERVICE, feel, labels, look_up
+from tests.test_push import crew, define
+from tests.test_verify_causes import DOUBLED, client_of
 
 
 def verified(store: FeatureStore, **options: Any) -> tuple[ViewParity, ...]:
@@ -87,6 +91,82 @@ def test_rows_that_came_late_are_found(logged_weather: Throwaway) -> None:
     [example] = view.examples
     assert example.cause == Cause.LATE_ROWS
     assert example.values == {"temperature": (21.0, 5.0)}
+
+
+def test_a_row_of_another_version_is_named_as_that(logged_weather: Throwaway) -> None:
+    """What was served in the name of the new version is what the version before gives: who wrote it had not flipped."""
+    store, file = logged_weather.store, logged_weather.folder / "definitions.py"
+    file.write_text(file.read_text().replace('ttl="6h",', f'ttl="6h", sql="{DOUBLED}",'))
+    store.apply()
+    store.materialize()
+    [version] = [each for each in store.applied().versions_of("airport_weather") if each.state == "serving"]
+    look_up(logged_weather, "EWR")
+    row = pa.table({"temperature": [21.0], "gusts": pa.array([2**53 + 1], pa.int64())})
+    times = pa.chunked_array([pa.array([at(NOON - HOUR)], TIME)])
+    store.online.write(version, [pa.chunked_array([["EWR"]])], row, times, run=10**6, now=NOON)
+    look_up(logged_weather, "EWR")
+    [view] = verified(store)
+    assert (view.version, view.compared, view.equal, view.different) == (2, 2, 1, 1)
+    [example] = view.examples
+    assert (example.cause, example.values) == (Cause.NOT_FLIPPED, {"temperature": (21.0, 42.0)})
+    assert example.evidence == "it is what version 1 gives, and version 2 was asked for"
+
+
+def pushed_log(repo: Repo) -> FeatureStore:
+    """Return a store with push views that logs all lookups; one aircraft has been pushed at noon."""
+    with (repo.folder / "featurestore.toml").open("a") as file:
+        file.write("\n[serving_log]\nsample = 1.0\nflush_seconds = 3600.0\n")
+    store = define(repo, ttl="1h")
+    store.push("crew", [crew("A", 1)])
+    return store
+
+
+def served_crew(store: FeatureStore) -> None:
+    """Look the aircraft up."""
+    store.get_online_features({"tail": ["A"]}, ["crew_state:hours"])
+
+
+@pytest.mark.parametrize(("seconds", "evidence"), [(30, "had been pushed a minute before"), (300, "an earlier push gave")])
+def test_pushes_that_were_not_online_yet_are_stale(
+    repo: Repo, monkeypatch: pytest.MonkeyPatch, seconds: int, evidence: str
+) -> None:
+    """Training sees a push from its arrival on; a lookup that had the one before is stale, a moment later or many."""
+    store = pushed_log(repo)
+    served_crew(store)
+    repo.now += 120_000_000
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineStore, "push", _away)
+        assert not store.push("crew", [crew("A", 2, 10)]).is_online
+    repo.now += seconds * 1_000_000
+    served_crew(store)
+    store.sync()
+    served_crew(store)
+    [view] = verified(store)
+    assert (view.compared, view.equal, view.different) == (3, 2, 1)
+    [example] = view.examples
+    assert (example.cause, example.values["hours"]) == (Cause.STALE, (1, 2))
+    assert evidence in example.evidence
+
+
+def _away(*_: Any, **__: Any) -> int:
+    raise OnlineStoreError("gone", is_retryable=True)
+
+
+def test_what_nobody_pushed_is_found_in_the_log(repo: Repo) -> None:
+    """A value that stands in no push is a write outside the store; of a row that is gone nobody can say who removed it."""
+    store = pushed_log(repo)
+    [version] = [each for each in store.applied().versions if each.view.name == "crew_state"]
+    client, key = client_of(store), online_key(version.uid, b"A")
+    row = client.get(key)
+    client.set(key, row[:-1] + b"\x01")
+    repo.now += 120_000_000
+    served_crew(store)
+    client.delete(key)
+    served_crew(store)
+    [view] = verified(store)
+    assert [(example.kind, example.cause) for example in view.examples] == [
+        (Kind.DIFFERENT, Cause.WRITE_OUTSIDE), (Kind.MISSING, Cause.UNKNOWN),
+    ]  # fmt: skip
 
 
 def test_rows_beyond_the_watermark_are_counted_and_not_compared(logged_weather: Throwaway) -> None:

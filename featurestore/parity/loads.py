@@ -10,7 +10,12 @@ In this order, the first that holds; **then** is the last load that was readable
     write outside the store   no load wrote what was served
     unknown                   no load is on record from before the request, or the table that it read is gone
 
-Of push views: stale if what was served is what had been pushed a minute before the request; else unknown.
+Of push views, which nobody loads:
+
+    stale materialization     what was served is what had been pushed a minute before the request; or an earlier push of the key
+                              has it, and the later ones had not been written online
+    write outside the store   no push by then has a row of the key with what was served
+    unknown                   nothing was served, though something had been pushed more than a minute before
 """
 
 from __future__ import annotations
@@ -23,7 +28,9 @@ import pyarrow as pa
 
 from featurestore.clock import instant_text
 from featurestore.errors import OfflineStoreError
+from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.tables import Snapshot
+from featurestore.online.status import Status
 from featurestore.parity.comparison import Bools
 from featurestore.parity.findings import Cause
 from featurestore.parity.moments import Integers, Moments, differences, trained
@@ -72,10 +79,36 @@ class Loads:
 
     def _of_pushes(self, keys: Sequence[pa.ChunkedArray], times: Integers, served: Moments) -> list[Explained]:
         """Explain rows of a push view: what is pushed is loaded by nobody, and readable soon after it is acknowledged."""
-        found: list[Explained] = [(Cause.UNKNOWN, "it is not what had been pushed by then, nor a minute before")] * len(times)
+        found: list[Explained] = [(Cause.UNKNOWN, "a row had been pushed more than a minute before, and nothing was served")] * len(
+            times
+        )
+        is_row = served.statuses != Status.NOT_FOUND
+        self._settle(found, is_row, Cause.WRITE_OUTSIDE, "no push by then has a row of the key with what was served")
+        earlier = "it is what an earlier push gave: later ones had not been written online"
+        self._settle(found, is_row & self._is_pushed(keys, times, served), Cause.STALE, earlier)
         wanted = trained(self.version.view, self.present, keys, served.features.column_names, times, until=times - _READABLE_AFTER)
         late = "it is what had been pushed a minute before: a later push was not readable yet"
         self._settle(found, self._is_same(wanted, times, served), Cause.STALE, late)
+        return found
+
+    def _is_pushed(self, keys: Sequence[pa.ChunkedArray], times: Integers, served: Moments) -> Bools:
+        """Return which rows a push had by then: the same key, event time and values."""
+        view, found = self.version.view, np.zeros(len(times), dtype=bool)
+        if not self.present.files:
+            return found
+        names, features = [key.name for key in view.join_keys], served.features.column_names
+        asked = [*keys, _instants(served.event_times), _instants(times), pa.array(np.arange(len(times)))]
+        same = " AND ".join(f"held.{identifier(name)} = asked.{identifier(name)}" for name in [*names, "__event_time"])
+        listed = ", ".join(["__place", *(f"held.{identifier(name)}" for name in features)])
+        files = parquet(file.path for file in self.present.files)
+        with session(OfflineStoreError, f"the rows of view {view.name!r}") as connection:
+            connection.register("asked", pa.table(asked, names=[*names, "__event_time", "__at", "__place"]))
+            query = f"SELECT {listed} FROM {files} AS held JOIN asked ON {same} AND held.__visible_time <= asked.__at"
+            held = connection.sql(query).to_arrow_table()
+        places = np.asarray(held["__place"].combine_chunks()).astype(np.int64)
+        wanted = Moments(served.statuses[places], served.event_times[places], held.select(features).cast(served.features.schema))
+        is_same = ~np.logical_or.reduce([*differences(view, served.take(places), wanted, times[places]).values()])
+        found[places[is_same]] = True
         return found
 
     def _of_load(self, number: int, keys: Sequence[pa.ChunkedArray], times: Integers, served: Moments) -> list[Explained]:
@@ -130,3 +163,8 @@ class Loads:
     def _settle(found: list[Explained], places: Bools | None, cause: Cause, evidence: str) -> None:
         for place in np.flatnonzero(places).tolist() if places is not None else ():
             found[place] = cause, evidence
+
+
+def _instants(times: Integers) -> pa.Array:
+    """Return times as instants; what is beyond those that a table can hold is null, and equals none."""
+    return pa.array(times, pa.int64(), mask=np.abs(times) >= 2**61).cast(pa.timestamp("us", "UTC"))
