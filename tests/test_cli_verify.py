@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,22 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows() -> None:
     assert '<script>alert("1")</script>&amp;\'\\x202e\\x00' in shown
     assert "2 of 4 keys differ" in shown
     assert "never loaded online" in shown
+
+
+def test_a_bar_shows_each_part_however_small() -> None:
+    """Among millions of equal keys the few of each other outcome are seen side by side, within the bar."""
+    view = ViewParity("v", 1, 0, compared=10**7)
+    view.add([Difference(kind, Cause.UNKNOWN, "", {}) for kind in Kind])
+    bar = re.findall(r'<rect x="([0-9.]+)" width="([0-9.]+)"', page(Parity(0, None, (view,))).split("<h2>")[0])
+    places, widths = [float(x) for x, _ in bar], [float(width) for _, width in bar]
+    assert len(bar) == 4
+    assert min(widths) == 2.0
+    assert [x + width for x, width in zip(places, widths, strict=True)] == [*places[1:], 240.0]
+
+
+def test_a_page_of_nothing_says_so() -> None:
+    """What was not compared does not agree."""
+    assert "Nothing was compared" in page(Parity(0, None, ()))
 
 
 def test_the_command_writes_the_page(run: Run, fresh: Path, tmp_path: Path) -> None:

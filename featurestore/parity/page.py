@@ -25,9 +25,10 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2.5rem auto; max-width: 72rem; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .3rem; } p { margin: .3rem 0; }
 .dim { color: var(--dim); } .verdict { font-size: 1.15rem; font-weight: 600; margin: 1rem 0 1.5rem; padding: .7rem 1rem;
-  border-left: .4rem solid; background: var(--soft); } .good { border-color: #2f9e62; } .bad { border-color: #d6453d; }
+  border-left: .4rem solid; background: var(--soft); } .good { border-color: #2f9e62; } .bad { border-color: #d6453d; } .none { border-color: #e8a33d; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+h2, td:first-child, .note, .long { overflow-wrap: anywhere; } td:first-child { min-width: 12rem; } th, .n, .at { white-space: nowrap; }
 th { font-weight: 600; font-size: .85rem; color: var(--dim); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 code { font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; } svg { display: block; margin-top: .35rem; }
 .key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
@@ -47,10 +48,8 @@ def _page(found: Parity) -> Iterator[str]:
     yield "<h1>Parity of serving and training</h1>"
     sample = f"all {found.what}s" if found.keys is None else f"up to {found.keys:,} keys of each view, by key hash"
     yield f'<p class="dim">Verified at {_text(instant_text(found.verified_at))}: {sample}, {found.values:,} values</p>'
-    verdict = (
-        "Serving and training agree" if found.is_equal else f"{found.differences:,} of {found.compared:,} {found.what}s differ"
-    )
-    yield f'<p class="verdict {"good" if found.is_equal else "bad"}">{verdict}</p>'
+    kind, verdict = _verdict(found)
+    yield f'<p class="verdict {kind}">{verdict}</p>'
     yield _legend()
     yield from _table(["view", "version", "at", *_OUTCOMES, ""], [_view_row(each) for each in found.views])
     causes = sum((view.causes for view in found.views), Counter[Cause]())
@@ -68,12 +67,20 @@ def _page(found: Parity) -> Iterator[str]:
     yield "</body>\n</html>"
 
 
+def _verdict(found: Parity) -> tuple[str, str]:
+    if not found.compared:
+        return "none", "Nothing was compared"
+    if found.is_equal:
+        return "good", "Serving and training agree"
+    return "bad", f"{found.differences:,} of {found.compared:,} {found.what}s differ"
+
+
 def _view_row(view: ViewParity) -> list[str]:
     name = [_text(view.view), str(view.version or "")]
     if view.skipped is not None:
         return [*name, f'<span class="dim">{_text(view.skipped)}</span>', "", "", "", "", ""]
     counts = [view.equal, view.different, view.missing_online, view.extra_online]
-    at = "" if view.watermark is None else _text(instant_text(view.watermark))
+    at = "" if view.watermark is None else f'<span class="at">{_text(instant_text(view.watermark))}</span>'
     return [*name, at, *map(_number, counts), _plot(counts, sum(counts), _COLOURS, view.view)]
 
 
@@ -95,7 +102,13 @@ def _feature_row(each: FeatureParity) -> list[str]:
 def _example_row(each: Difference) -> list[str]:
     key = "<br>".join(f"{_text(name)}={_value(value)}" for name, value in each.key.items())
     values = "<br>".join(f"{_text(name)}: {_value(one)} / {_value(other)}" for name, (one, other) in each.values.items())
-    return [f"<code>{key}</code>", each.kind.value, each.cause.value, _text(each.evidence), f"<code>{values}</code>"]
+    return [
+        f"<code>{key}</code>",
+        each.kind.value,
+        each.cause.value,
+        f'<span class="long">{_text(each.evidence)}</span>',
+        f"<code>{values}</code>",
+    ]
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -119,11 +132,11 @@ def _legend() -> str:
 
 def _plot(parts: Sequence[int], whole: int, colours: Sequence[str], title: str) -> str:
     """Return a bar that is cut into parts; one that is there is seen, however small it is."""
+    widths = [max(_BAR_WIDTH * part / whole, _LEAST_WIDTH) if part else 0.0 for part in parts]
+    widths[widths.index(max(widths))] -= max(sum(widths) - _BAR_WIDTH, 0.0)  # the longest makes room
     shapes, place = [], 0.0
-    for part, colour in zip(parts, colours, strict=True):
-        if part:
-            width = max(_BAR_WIDTH * part / whole, _LEAST_WIDTH)
-            place = min(place, _BAR_WIDTH - width)
+    for width, colour in zip(widths, colours, strict=True):
+        if width:
             shapes.append(f'<rect x="{place:.1f}" width="{width:.1f}" height="{_BAR_HEIGHT}" fill="{colour}"/>')
             place += width
     head = f'<svg role="img" width="{_BAR_WIDTH}" height="{_BAR_HEIGHT}" viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}">'
