@@ -120,6 +120,24 @@ def test_an_older_push_put_back_is_unknown(repo: Repo) -> None:
     assert found(state_of(store)) == [("A", Kind.DIFFERENT, Cause.UNKNOWN)]
 
 
+def test_a_row_of_another_version_is_named_as_that(repo: Repo) -> None:
+    """Under the serving version's key stands what the version before gives of the same push."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1)])
+    [before] = [each for each in store.applied().versions if each.view.name == "crew_minutes"]
+    definitions = repo.folder / "definitions.py"
+    definitions.write_text(definitions.read_text().replace("hours * 60", "hours * 61"))
+    store.apply()
+    store.materialize()
+    [version] = [each for each in store.registry.serving().versions if each.view.name == "crew_minutes"]
+    client = client_of(store)
+    client.set(online_key(version.uid, b"A"), client.get(online_key(before.uid, b"A")))
+    [view] = store.verify(["crew_minutes"], keys=None).views
+    assert found(view) == [("A", Kind.DIFFERENT, Cause.NOT_FLIPPED)]
+    assert (view.examples[0].values, view.version) == ({"minutes": (60, 61)}, 2)
+    assert view.examples[0].evidence == "the row is what version 1 gives, and the name means version 2"
+
+
 def test_pushes_that_come_in_between_are_no_difference(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that was pushed after the log was sealed is compared anew, with the push."""
     store = define(repo)
