@@ -25,10 +25,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2.5rem auto; max-width: 72rem; padding: 0 1.5rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .3rem; } p { margin: .3rem 0; }
 .dim { color: var(--dim); } .verdict { font-size: 1.15rem; font-weight: 600; margin: 1rem 0 1.5rem; padding: .7rem 1rem;
-  border-left: .4rem solid; background: var(--soft); } .good { border-color: #2f9e62; } .bad { border-color: #d6453d; } .none { border-color: #e8a33d; }
+  border-left: .4rem solid; background: var(--soft); } .good { border-color: #2f9e62; } .bad { border-color: #d6453d; }
+.none { border-color: #e8a33d; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; margin: .6rem 0; }
 th, td { text-align: left; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-h2, td:first-child, .note, .long { overflow-wrap: anywhere; } td:first-child { min-width: 12rem; } th, .n, .at { white-space: nowrap; }
+h2, td:first-child, .note, .long { overflow-wrap: anywhere; }
+td:first-child { min-width: 12rem; } th, .n, .at { white-space: nowrap; }
 th { font-weight: 600; font-size: .85rem; color: var(--dim); } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 code { font: 13px/1.4 ui-monospace, monospace; overflow-wrap: anywhere; } svg { display: block; margin-top: .35rem; }
 .key { display: inline-block; width: .8rem; height: .8rem; margin: 0 .35rem 0 1rem; vertical-align: -.05rem; }
