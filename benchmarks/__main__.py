@@ -49,8 +49,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(ROWS), help="measure these rows alone")
     parser.add_argument("--quick", action="store_true", help="a tenth of the data, fewer repetitions; writes no results")
-    largest = {"nargs": "?", "type": int, "const": 100_000_000, "metavar": "ROWS"}
-    parser.add_argument("--scale", help="measure how cost grows, up to so many rows", **largest)
+    parser.add_argument(
+        "--scale", nargs="?", type=int, const=100_000_000, metavar="ROWS", help="measure how cost grows, up to so many rows"
+    )
     parser.add_argument("--render", action="store_true", help="print the tables of the last full run, and measure nothing")
     arguments = parser.parse_args()
     if arguments.scale:
@@ -81,7 +82,7 @@ def _measured(names: list[str], sizes: Sizes, *, is_quick: bool) -> tuple[list[R
         for name in names:
             print(f"measuring {name} …", file=sys.stderr)
             try:
-                rows.extend(ROWS[name](bench, 5 if name in TRAINING_ROWS and not is_quick else 3))
+                rows.extend(ROWS[name](bench, 3 if is_quick else 5))
             except Exception:  # noqa: BLE001 (whatever it is, it is shown)
                 traceback.print_exc()
                 failed.append(name)

@@ -20,6 +20,7 @@ import duckdb
 
 from benchmarks.data import Bench
 from benchmarks.rows import Cost
+from benchmarks.servers import Server
 
 __all__ = ["NAME", "Feast", "FeastError", "feast", "feast_served", "free_port"]
 
@@ -76,7 +77,7 @@ def feast(bench: Bench) -> Feast:
     """Return Feast's process over the bench's data, with the rows that lookups read written to the same server as ours."""
     python, folder, latest = environment(), bench.folder / "feast", bench.folder / "latest.parquet"
     newest = f"SELECT * FROM '{bench.events}' QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY happened_at DESC) = 1"
-    duckdb.sql(newest).write_parquet(str(latest))
+    duckdb.execute(f"COPY ({newest}) TO '{latest}' (FORMAT parquet)")
     port = free_port()
     bench.store.online._client.config_set("port", port)  # noqa: SLF001 (Feast knows no Unix sockets)
     command = [
@@ -107,15 +108,15 @@ def _end(process: subprocess.Popen[Any]) -> None:
 
 
 @contextmanager
-def feast_served(bench: Bench) -> Iterator[str]:
-    """Serve Feast's features over HTTP with one worker that does not restart, and give its URL."""
+def feast_served(bench: Bench) -> Iterator[Server]:
+    """Serve Feast's features over HTTP with one worker that does not restart, as documented."""
     peer, port = feast(bench), free_port()
     options = ["--no-access-log", "--workers", "1", "--max-requests", "0", "--max-requests-jitter", "0"]
     command = [str(peer.python.with_name("feast")), "-c", str(peer.folder), "serve", "-p", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     try:
         wait_until_answered(f"http://127.0.0.1:{port}/health", process)
-        yield f"http://127.0.0.1:{port}"
+        yield Server(f"http://127.0.0.1:{port}", process.pid)
     finally:
         _end(process)
 

@@ -115,7 +115,7 @@ def main(folder: str, address: str, events: str, latest: str) -> None:
         command = json.loads(line)
         try:
             result = getattr(peer, command.pop("do"))(**command)
-            answer = {"result": result if isinstance(result, dict) else asdict(result)}
+            answer: dict[str, Any] = {"result": result if isinstance(result, dict) else asdict(result)}
         except Exception as reason:  # noqa: BLE001 (the failure is what was measured)
             traceback.print_exc()
             answer = {"error": f"{type(reason).__name__}: {reason}"}

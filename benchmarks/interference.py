@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.data import Bench, keys_and_times
 from benchmarks.rows import Rows, row_of
-from benchmarks.serving import PATH, SECONDS, served
+from benchmarks.servers import served
+from benchmarks.serving import PATH, SECONDS
 
 __all__ = ["INTERFERENCE_ROWS"]
 
@@ -34,13 +35,13 @@ def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
     pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), rows, bench.sizes.keys, "event_timestamp")), spine)
     pairs = []
     with served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
-        _p99(service)
+        _p99(service.url)
         for _ in range(repetitions):
-            with _training(service, spine) as is_running:
-                during = _p99(service)
+            with _training(service.url, spine) as is_running:
+                during = _p99(service.url)
                 if not is_running():
                     raise AssertionError("the training query ended before the lookups did: give it more rows")
-            pairs.append((during, _p99(service)))
+            pairs.append((during, _p99(service.url)))
     what = f"p99 of {RATE} HTTP lookups a second while a training query of {rows:,} rows runs, 1 worker"
     return [row_of("lookup_during_training", what, "µs", "the same without a training query (floor)", pairs)]
 

@@ -217,9 +217,9 @@ def bulk_load(bench: Bench, repetitions: int) -> Rows:
         pipeline.execute()
 
     what, peers = "keys loaded online, a lost server rebuilt", {"pipelined SET of ready rows (floor)": floor}
-    rows = compare("bulk_load", what, ours, peers, repetitions, count=len(keys))
+    found = compare("bulk_load", what, ours, peers, repetitions, count=len(keys))
     _restore(bench)
-    return rows
+    return found
 
 
 # From offline rows to online rows
@@ -234,15 +234,15 @@ def _latest(bench: Bench, repetitions: int) -> Rows:
     store, client, peer = bench.store, bench.store.online._client, feast(bench)  # noqa: SLF001
     seconds: list[tuple[float, float]] = []
     memory: list[tuple[float, float]] = []
-    for _ in range(max(2, repetitions // 2)):
+    for _ in range(repetitions):
         empty = _emptied(client)
         began = time.perf_counter()
         [report] = store.sync()
         took, mine = time.perf_counter() - began, _used(client) - empty
-        assert report.online_written == client.dbsize() - 2  # type: ignore[operator]
+        assert report.online_written == client.dbsize() - 2
         empty = _emptied(client)
         seconds.append((took, peer.cost("materialize").seconds))
-        memory.append((mine / report.online_written, (_used(client) - empty) / int(client.dbsize())))  # type: ignore[arg-type]
+        memory.append((mine / report.online_written, (_used(client) - empty) / int(client.dbsize())))
     _emptied(client)
     _restore(bench)
     what = f"{bench.sizes.rows:,} offline rows to {bench.sizes.keys:,} online rows x {FEATURES} features"
@@ -261,12 +261,12 @@ def _restore(bench: Bench) -> None:
 
 
 def _emptied(client: redis.Redis) -> int:
-    client.execute_command("FLUSHALL", "SYNC")
+    client.flushall(asynchronous=False)
     return _used(client)
 
 
 def _used(client: redis.Redis) -> int:
-    found: int = client.info("memory")["used_memory"]  # type: ignore[index]
+    found: int = client.info("memory")["used_memory"]
     return found
 
 

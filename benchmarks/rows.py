@@ -35,7 +35,8 @@ class Row:
     """One measured comparison. `ratio` says how many times better ours is; against a floor it is the share of it that we reach.
 
     `ours` and `peer` are medians of `runs` runs, `spread` is the least and the greatest ratio of runs side by side. `processor`
-    and `memory` are pairs of ours and peer: seconds of processor, and bytes of memory. A peer that failed has its `error` instead.
+    and `memory` are pairs of ours and peer: seconds of processor, of a server for 1,000 answers, and the bytes that the process
+    grew by at its peak, of a server all that it had. A peer that failed has its `error` instead.
     """
 
     name: str

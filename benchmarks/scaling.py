@@ -116,7 +116,7 @@ def _keys(bench: Bench) -> Iterator[Point]:
     began = time.perf_counter()
     [report] = bench.store.sync(["activity"])
     yield Point("bulk_load", "ours", size, report.online_written / (time.perf_counter() - began), "rows per s", _peak())
-    used: int = client.info("memory")["used_memory"]  # type: ignore[index]
+    used: int = client.info("memory")["used_memory"]
     yield Point("bytes_per_key", "ours", size, used / report.online_written, "bytes")
     yield Point("lookups", "ours", size, _microseconds(bench, 1), "µs")
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import json
-import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,14 +26,14 @@ from benchmarks.feast import NAME as FEAST
 from benchmarks.feast import feast_served
 from benchmarks.online import five_views
 from benchmarks.rows import Rows, row_of
+from benchmarks.servers import ROOT, Server, served
 from featurestore import FeatureStore
 from featurestore.online.frames import mget
 from featurestore.online.links import Link
 from featurestore.online.vectors import LookupPlan
 
-__all__ = ["SERVING_ROWS", "Load", "served"]
+__all__ = ["SERVING_ROWS", "Load"]
 
-ROOT = Path(__file__).parents[1]
 CONNECTIONS, SECONDS, BODIES = 32, 3, 100
 PATH, FEAST_PATH = "/v1/online-features", "/get-online-features"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
@@ -40,20 +41,7 @@ EMPTY = "empty ASGI server (floor)"
 READS = "reading the rows alone, over a Unix socket (floor)"
 
 
-@contextmanager
-def served(*command: str, **variables: str) -> Iterator[str]:
-    """Run a server that prints its URL, give that, and end it."""
-    environment = os.environ | variables
-    process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
-    try:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())["url"]
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def _service(bench: Bench, *options: str, **variables: str) -> AbstractContextManager[str]:
+def _service(bench: Bench, *options: str, **variables: str) -> AbstractContextManager[Server]:
     root = str(five_views(bench).settings.root)
     return served("featurestore_server", "--repo", root, "--port", "0", "--json", *options, **variables)
 
@@ -169,37 +157,65 @@ def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, 
     return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(named)
 
 
-def _compared(name: str, what: str, loads: Mapping[str, tuple[str, Load | Reads]], repetitions: int, *, paced: bool = True) -> Rows:
+def _compared(
+    name: str, what: str, loads: Mapping[str, tuple[Server | None, Load | Reads]], repetitions: int, *, paced: bool = True
+) -> Rows:
     """Measure the first of some servers under their loads in turn with the others."""
-    (mine, (url, load)), *others = loads.items()
-    load.rate(url)
-    pairs: dict[str, list[tuple[float, float]]] = {peer: [] for peer, _ in others}
-    for _ in range(repetitions):
-        own = load.rate(url)
-        for peer, (other, theirs) in others:
-            pairs[peer].append((own, theirs.rate(other)))
-    rows = [row_of(name, what, "per s", peer, each, is_rate=True) for peer, each in pairs.items()]
+    (mine, (server, load)), *others = loads.items()
     assert mine == "ours"
+    _run(server, load)
+    pairs: dict[str, list[tuple[_Run, _Run]]] = {peer: [] for peer, _ in others}
+    for _ in range(repetitions):
+        own = _run(server, load)
+        for peer, (other, theirs) in others:
+            pairs[peer].append((own, _run(other, theirs)))
+    rows = []
+    for peer, (other, _) in others:
+        row = row_of(name, what, "per s", peer, [(one.rate, two.rate) for one, two in pairs[peer]], is_rate=True)
+        if server is not None and other is not None:
+            one, two = (statistics.median(each.processor for each in side) for side in zip(*pairs[peer], strict=True))
+            row = replace(row, processor=(one, two), memory=(server.memory(), other.memory()))
+        rows.append(row)
     if paced:  # beside the first peer, which is the floor: what its percentiles are the generator and the machine have added
         [_, (floor, theirs)] = others[0]
-        assert isinstance(load, Load)
-        assert isinstance(theirs, Load)
-        latency = load.latency(url, rows[0].ours / 2)
-        latency |= {f"floor_{name}": each for name, each in theirs.latency(floor, rows[0].ours / 2).items() if name[0] == "p"}
+        latency = _latency(server, load, rows[0].ours / 2)
+        latency |= {f"floor_{name}": each for name, each in _latency(floor, theirs, rows[0].ours / 2).items() if name[0] == "p"}
         rows[0] = replace(rows[0], latency=latency)
     return rows
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Answers per second, and seconds of the server's processor for 1,000 of them."""
+
+    rate: float
+    processor: float
+
+
+def _run(server: Server | None, load: Load | Reads) -> _Run:
+    if server is None:
+        return _Run(load.rate(""), 0)
+    before = server.processor()
+    rate = load.rate(server.url)
+    return _Run(rate, (server.processor() - before) / (rate * SECONDS) * 1000)
+
+
+def _latency(server: Server | None, load: Load | Reads, rate: float) -> dict[str, float]:
+    assert server is not None
+    assert isinstance(load, Load)
+    return load.latency(server.url, rate)
 
 
 def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features: int) -> Rows:
     service = "model" if features == 10 else "model_50"
     ours, theirs = _loads(bench, name, service, entities)
     with ExitStack() as servers:
-        url = servers.enter_context(_service(bench))
+        own = servers.enter_context(_service(bench))
         empty = servers.enter_context(served("benchmarks.empty_server"))
         other = servers.enter_context(feast_served(bench))
-        _check_same(url, ours, other, theirs)
+        _check_same(own.url, ours, other.url, theirs)
         what = f"HTTP lookups of {entities} x {features} features, 1 worker, {CONNECTIONS} connections"
-        loads = {"ours": (url, ours), EMPTY: (empty, ours), FEAST: (other, theirs)}
+        loads = {"ours": (own, ours), EMPTY: (empty, ours), FEAST: (other, theirs)}
         return _compared(name, what, loads, repetitions)
 
 
@@ -211,11 +227,11 @@ def _check_same(url: str, ours: Load, other: str, theirs: Load) -> None:
         raise AssertionError("Feast's server gives other values than ours")
 
 
-def _answer(url: str, load: Load) -> dict[str, dict[str, list[float]]] | dict[str, dict[str, list[str]]]:
+def _answer(url: str, load: Load) -> Any:
     body, headers = (load.folder / "0").read_bytes(), {"Content-Type": load.media_type, "Authorization": f"Bearer {load.key}"}
     request = urllib.request.Request(url + load.path, body, headers)  # noqa: S310 (our own loopback address)
     with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-        return json.loads(answer.read())  # type: ignore[no-any-return]
+        return json.loads(answer.read())
 
 
 def online_1x10(bench: Bench, repetitions: int) -> Rows:
@@ -246,11 +262,12 @@ def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
     asked = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000", 2, _key(bench))
     ours = asked.write([_arrow(each) for each in users])
     with ExitStack() as servers:
-        url = servers.enter_context(_service(bench))
+        own = servers.enter_context(_service(bench))
         other = servers.enter_context(feast_served(bench))
         what = "HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, 2 connections"
         reads = Reads(five_views(bench), "model_50", users, 2)
-        loads = {"ours": (url, ours), "ours, JSON": (url, json_load), READS: ("", reads), FEAST: (other, theirs)}
+        loads: dict[str, tuple[Server | None, Load | Reads]]
+        loads = {"ours": (own, ours), "ours, JSON": (own, json_load), READS: (None, reads), FEAST: (other, theirs)}
         return _compared("online_1000x50_arrow", what, loads, repetitions, paced=False)
 
 
@@ -304,8 +321,8 @@ def push_to_read(bench: Bench, _: int) -> Rows:
             taken.append(time.perf_counter() - began)
     theirs = feast(bench).cost("push", rows=rows).seconds / count
     mine = float(np.mean(taken))
-    row = row_of("push_to_read", "from a push of one row to the lookup that sees it", "ms", FEAST, [(mine * 1e3, theirs * 1e3)])
-    return [replace(row, what=row.what + f", mean of {count}")]
+    what = f"from a push of one row to the lookup that sees it, mean of {count}"
+    return [row_of("push_to_read", what, "ms", FEAST, [(mine * 1e3, theirs * 1e3)])]
 
 
 PUSHED = """

@@ -60,7 +60,8 @@ class _Load:
     """Requests that are due at fixed times. A latency begins when its request was due, so one that has to wait counts in full."""
 
     def __init__(self, request: bytes) -> None:
-        self.request, self.latencies, self.errors, self.is_over = request, [], 0, False
+        self.request, self.errors, self.is_over = request, 0, False
+        self.latencies: list[float] = []
         self.idle: deque[_Connection] = deque()
         self._due: deque[float] = deque()
 
@@ -97,7 +98,7 @@ def _memory(pid: int) -> float:
 
 
 async def _soak(url: str, pid: int, body: bytes, options: argparse.Namespace) -> int:
-    host, port = httpx.URL(url).host, httpx.URL(url).port
+    host, port = httpx.URL(url).host, httpx.URL(url).port or 80
     head = f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     load = _Load(head.encode() + body)
     loop = asyncio.get_running_loop()

@@ -40,12 +40,12 @@ def _line(row: Mapping[str, Any], *, is_full: bool) -> str:
 
 def _costs(rows: list[Mapping[str, Any]]) -> list[str]:
     lines = [
-        "| row | compared with | processor seconds, ours / theirs | memory grown at the peak, ours / theirs |",
+        "| row | compared with | processor seconds, ours / theirs | memory at the peak, ours / theirs |",
         "|---|---|---|---|",
     ]
     for row in rows:
         if row["processor"] is not None:
-            processor = " / ".join(f"{each:,.2f}" for each in row["processor"])
+            processor = " / ".join(f"{each:,.3g}" for each in row["processor"])
             memory = " / ".join(f"{each / 1e6:,.0f} MB" for each in row["memory"])
             lines.append(f"| `{row['name']}` | {row['peer_name']} | {processor} | {memory} |")
     return lines
