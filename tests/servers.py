@@ -368,6 +368,6 @@ class Topologies:
 
 
 _COMMANDS = """get mget getrange set mset del unlink scan dbsize strlen memory|usage evalsha script|load info ping select
-    client|setname client|list client|kill client|setinfo"""
+    client|setname client|list client|kill"""
 ACL = [f"+{name}" for name in _COMMANDS.split()]
 """What the online store needs to be allowed; docs/online.md says the same."""

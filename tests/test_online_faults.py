@@ -191,7 +191,17 @@ def test_a_user_without_permission_is_told_so(tmp_path: Path, store_at: Callable
     """An ACL that lacks a command is an error that says where the commands are listed."""
     with server(tmp_path) as made:
         admin: Any = redis.Redis(HOST, made.port)
-        admin.execute_command("ACL", "SETUSER", "reader", "on", ">secret", "~*", "+get", "+mget", "+info", "+client|setinfo")
+        admin.execute_command(
+            "ACL",
+            "SETUSER",
+            "reader",
+            "on",
+            ">secret",
+            "~*",
+            "+get",
+            "+mget",
+            "+info",
+        )
         store = store_at(f"redis://reader:secret@{HOST}:{made.port}")
 
         assert values(store) == [None, None]
