@@ -242,12 +242,14 @@ class ViewRows:
     """A `SELECT` that gives a view's rows, ready to stand in a FROM clause.
 
     `seq` is an expression that orders as `__seq` does, `visible` one that gives `__visible_time`, if it can out of other columns.
+    `is_by_event` says that event times alone decide when rows are visible, by the view's refresh and delay.
     """
 
     view: FeatureView
     sql: str
     seq: str
     visible: str = "__visible_time"
+    is_by_event: bool = False
 
     @property
     def what(self) -> str:
@@ -261,8 +263,16 @@ class ViewRows:
 
     def within(self, start: int, end: int) -> str:
         """Return the rows with all keys and `start < visible time <= end`, ready to stand in a FROM clause."""
-        visible = "epoch_us(__visible_time)"
-        return f"(SELECT * FROM {self.sql} WHERE {self.keys_present} AND {visible} > {start} AND {visible} <= {end})"
+        return f"(SELECT * FROM {self.sql} WHERE {self.keys_present} AND {self.visible_within(start, end)})"
+
+    def visible_within(self, start: int, end: int) -> str:
+        """Return the SQL condition `start < visible time <= end`."""
+        if not self.is_by_event:
+            return f"(epoch_us(__visible_time) > {start} AND epoch_us(__visible_time) <= {end})"
+        # `ceil(event, refresh) + delay <= end` is a comparison with a constant, which needs no visible time of each row.
+        delay, refresh = duration_micros(self.view.source.delay), duration_micros(self.view.refresh) or 1
+        first, last = (f"make_timestamptz({(bound - delay) // refresh * refresh})" for bound in (start, end))
+        return f"(__event_time > {first} AND __event_time <= {last})"
 
 
 def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = None) -> ViewRows:
@@ -288,7 +298,8 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
     # A sort key of 24 bytes or less is sorted much faster, and a hash, a time and 32 bits of `seq` are one.
     counts = _row_counts(view.source, root)
     seq = "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq"
-    return ViewRows(view, f"(SELECT *, {visible} AS __visible_time FROM ({rows}))", seq, visible)
+    is_by_event = not view.is_static and view.source.visible_from == "event_time"
+    return ViewRows(view, f"(SELECT *, {visible} AS __visible_time FROM ({rows}))", seq, visible, is_by_event)
 
 
 def selected_columns(view: FeatureView, given: SourceColumns) -> list[str]:
@@ -351,6 +362,10 @@ def describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> Sourc
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:
     if column is None:
         return f"NULL::TIMESTAMPTZ AS {name}"
+    if columns[column] == ("TIMESTAMP WITH TIME ZONE",):
+        instant = identifier(column)
+        within = f"{instant} BETWEEN make_timestamptz({BEGINNING}) AND make_timestamptz({LAST})"
+        return f"CASE WHEN {within} THEN {instant} END AS {name}"
     # Between instants and times without a zone DuckDB goes through a calendar, which takes longer than all the rest.
     has_zone = ["TIME ZONE" in type_ for type_ in columns[column]]
     casts = "" if all(has_zone) else "::TIMESTAMP::TIMESTAMPTZ" if any(has_zone) else "::TIMESTAMP"

@@ -47,10 +47,10 @@ def survey(connection: duckdb.DuckDBPyConnection, rows: ViewRows, interval: tupl
     """Count the source's rows in an interval of visible time, and in one that the run would leave uncovered."""
     query = f"""
         SELECT {_VISIBLE} // {_DAY},
-               count(*) FILTER ({rows.keys_present} AND {_within(interval)}),
-               count(*) FILTER (NOT ({rows.keys_present}) AND {_within(interval)}),
+               count(*) FILTER ({rows.keys_present} AND {rows.visible_within(*interval)}),
+               count(*) FILTER (NOT ({rows.keys_present}) AND {rows.visible_within(*interval)}),
                count(*) FILTER (__visible_time IS NULL),
-               count(*) FILTER ({rows.keys_present} AND {_within(gap)})
+               count(*) FILTER ({rows.keys_present} AND {rows.visible_within(*gap)})
         FROM {rows.sql} GROUP BY 1 ORDER BY 1"""
     found = connection.execute(query).fetchall()
     days = tuple((row[0], row[1]) for row in found if row[1])
@@ -71,7 +71,3 @@ def find_duplicate_key(connection: duckdb.DuckDBPyConnection, rows: ViewRows) ->
             f"view {rows.view.name!r}: source {rows.view.source.name!r} is static, but {named} stands in {count} rows; "
             "make its keys unique, or give it an event_time"
         )
-
-
-def _within(interval: tuple[int, int]) -> str:
-    return f"({_VISIBLE} > {interval[0]} AND {_VISIBLE} <= {interval[1]})"
