@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ from benchmarks.feast import feast
 from benchmarks.online import five_views, path_of, version_of
 from benchmarks.rows import Rows, compare, duckdb_session, row_of
 from featurestore import FeatureStore
-from featurestore.online.store import keys_of
+from featurestore.online.store import OnlineStore, keys_of
+from featurestore.settings import Settings
+from tests.servers import cluster, server
 
 __all__ = ["LOADING_ROWS"]
 
@@ -86,19 +89,17 @@ def _table(count: int) -> tuple[pa.ChunkedArray, pa.Table, pa.ChunkedArray]:
 
 
 def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bool) -> Rows:
-    """Load rows out of Arrow into an empty server of the same kind, or over rows that are there."""
+    """Load rows out of Arrow into an empty server of the same kind, or over rows that are there; other servers are peers."""
     store, count = bench.store.online, bench.sizes.rows // 10
-    versions = [replace(version_of(bench), uid=f"bench{number:03}") for number in range(100)]
-    version = versions[0]
+    version = version_of(bench)
     keys, features, instants = _table(count)
     names = keys_of(version).names([keys])
     ready = list(zip(names, [b"r" * (19 + 8 * FEATURES)] * count, strict=True))
-    run = 0
+    runs = itertools.count(1)
 
-    def ours() -> None:
-        nonlocal run
-        run += 1
-        with store.load(versions[run] if is_fresh else version, run=run, now=START) as load:
+    def load(into: OnlineStore) -> None:
+        run = next(runs)
+        with into.load(replace(version, uid=f"bench{run if is_fresh else 0:03}"), run=run, now=START) as load:
             for first in range(0, count, 100_000):
                 key, rows, at = (each.slice(first, 100_000) for each in (keys, features, instants))
                 load.write([key], rows, at)
@@ -113,10 +114,31 @@ def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bo
                 pipeline.execute()
         pipeline.execute()
 
-    rows = compare(name, what, ours, {"redis-py pipelined SET of ready rows": floor}, repetitions, count=count)
+    with _others(bench) as others:
+        peers: dict[str, Callable[[], None]] = {"redis-py pipelined SET of ready rows": floor}
+        peers |= {f"ours, into {other}": partial(load, into) for other, into in others.items()}
+        rows = compare(name, what, partial(load, store), peers, repetitions, count=count)
     if not is_fresh:  # a million rows of each fresh version go with the server, which ends with the bench
-        store.drop(version)
+        store.drop(replace(version, uid="bench000"))
     return rows
+
+
+@contextmanager
+def _others(bench: Bench) -> Iterator[dict[str, OnlineStore]]:
+    """Give the online stores of other servers on this machine."""
+    folder = bench.folder / "others"
+    with ExitStack() as stack:
+        urls = {"a cluster of 3 nodes": stack.enter_context(cluster(folder, replicas=0)).url}
+        if shutil.which("redis-server"):
+            urls["redis-server"] = f"redis://127.0.0.1:{stack.enter_context(server(folder, of='redis-server')).port}"
+        stores = {name: OnlineStore(_elsewhere(bench.store.settings, url)) for name, url in urls.items()}
+        for store in stores.values():
+            stack.callback(store.close)
+        yield stores
+
+
+def _elsewhere(settings: Settings, url: str) -> Settings:
+    return settings.model_copy(update={"online": settings.online.model_copy(update={"url": url})})
 
 
 def load_fresh(bench: Bench, repetitions: int) -> Rows:
