@@ -34,6 +34,11 @@ def test_verify_says_that_all_agree_and_exits_with_0(run: Run, fresh: Path) -> N
     }  # fmt: skip
 
 
+def test_verify_of_nothing_does_not_say_that_all_agree(run: Run, fresh: Path) -> None:
+    """Before anything is loaded there is nothing to compare, and the verdict says so."""
+    assert run("verify", repo=fresh).out.endswith("\nnothing was compared\n")
+
+
 def test_verify_exits_with_1_above_its_threshold(run: Run, fresh: Path) -> None:
     """The answer is there all the same: which key, which feature, both values, and the cause."""
     run("materialize", repo=fresh)
