@@ -64,11 +64,12 @@ class Feast:
 
 def environment() -> Path:
     """Return the Python of Feast's environment, which the first use makes."""
-    python = SCRATCH / "feast" / "bin" / "python"
-    if not python.exists():
+    python, is_complete = SCRATCH / "feast" / "bin" / "python", SCRATCH / "feast" / "is_complete"
+    if not is_complete.exists():
         print("installing Feast into an environment of its own …", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(SCRATCH / "feast")], check=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(SCRATCH / "feast")], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-qq", "feast[redis,duckdb]"], check=True)
+        is_complete.touch()  # last: an installation that was broken off is made anew
     return python
 
 
