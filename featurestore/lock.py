@@ -19,6 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,16 @@ def read_lock(given: GivenLock) -> Lock:
         return Lock("", given)
     path = Path(given)
     try:
-        return TypeAdapter(Lock).validate_python(json.loads(path.read_text("utf-8")))
+        return _reader().validate_python(json.loads(path.read_text("utf-8")))
     except FileNotFoundError:
         raise InputError(f"no lock at {path}, and it is no fingerprint either (32 hexadecimal digits)", name=str(given)) from None
     except (OSError, ValueError, ValidationError) as reason:
         raise InputError(f"{path} is no lock that this release reads: {reason}", name=str(path)) from reason
+
+
+@cache
+def _reader() -> TypeAdapter[Lock]:
+    return TypeAdapter(Lock)  # to make it takes ten times as long as to read a lock
 
 
 def check_lock(selection: Selection, lock: Lock, find: Callable[[Selection, str], Selection | None]) -> None:

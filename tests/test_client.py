@@ -114,6 +114,9 @@ def test_locks(store: FeatureStore, remote: str, tmp_path: Path) -> None:
             client.get_historical_features(SPINE, "everything", lock=lock)
         with pytest.raises(errors.LockError):
             client.create_training_set(SPINE, "everything", lock=lock)
+        store.lock("everything", lock)  # a file that has changed is read anew
+        with pytest.raises(errors.LockError):
+            client.get_online_features(entities, "pair", lock=lock)
 
 
 def _outcome(body: Body, store: Any) -> Any:

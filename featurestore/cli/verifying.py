@@ -95,9 +95,8 @@ def _parts(found: Parity, html: Path | None) -> Iterator[RenderableType]:
             yield Text.assemble(("note: ", "bold yellow"), f"{view.view}: {note}")
     differ = f"{found.differences:,} of them {'differs' if found.differences == 1 else 'differ'}"
     verdict = "serving and training agree" if found.is_equal else differ
-    text = f"{counted(found.compared, found.what)}, {counted(found.values, 'value')} compared: {verdict}"
-    if not found.compared:
-        text = "nothing was compared"
+    compared = f"{counted(found.compared, found.what)}, {counted(found.values, 'value')} compared: {verdict}"
+    text = compared if found.compared else "nothing was compared"
     yield Text.assemble("\n", (text, "bold red" if not found.is_equal else "bold green" if found.compared else "bold yellow"))
     if html is not None:
         yield Text(f"report: {html}")

@@ -7,6 +7,7 @@ import datetime as dt
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +54,19 @@ def locked(lock: str | Path | None) -> dict[str, str]:
     """Return the header that holds a request to a lock, given by its file or its fingerprint; InputError if it is neither."""
     if lock is None:
         return {}
+    try:
+        changed = Path(lock).stat().st_mtime_ns
+    except (OSError, ValueError):
+        changed = 0  # a fingerprint, or an error when it is read
+    return {"Feature-Service-Fingerprint": _fingerprint(lock, changed)}
+
+
+@lru_cache(maxsize=128)
+def _fingerprint(lock: str | Path, _changed: int) -> str:
+    """Return what a lock stands for; its file is read anew when it has changed, not for each lookup."""
     from featurestore.lock import read_lock
 
-    return {"Feature-Service-Fingerprint": read_lock(lock).fingerprint}
+    return read_lock(lock).fingerprint
 
 
 def entity_columns(entities: Mapping[str, Sequence[Any]]) -> pa.Table:

@@ -242,14 +242,12 @@ class ViewRows:
     """A `SELECT` that gives a view's rows, ready to stand in a FROM clause.
 
     `seq` is an expression that orders as `__seq` does, `visible` one that gives `__visible_time`, if it can out of other columns.
-    `is_by_event` says that event times alone decide when rows are visible, by the view's refresh and delay.
     """
 
     view: FeatureView
     sql: str
     seq: str
     visible: str = "__visible_time"
-    is_by_event: bool = False
 
     @property
     def what(self) -> str:
@@ -267,7 +265,7 @@ class ViewRows:
 
     def visible_within(self, start: int, end: int) -> str:
         """Return the SQL condition `start < visible time <= end`."""
-        if not self.is_by_event:
+        if self.view.is_static or self.view.source.visible_from != "event_time":
             return f"(epoch_us(__visible_time) > {start} AND epoch_us(__visible_time) <= {end})"
         # `ceil(event, refresh) + delay <= end` is a comparison with a constant, which needs no visible time of each row.
         delay, refresh = duration_micros(self.view.source.delay), duration_micros(self.view.refresh) or 1
@@ -298,8 +296,7 @@ def view_rows(view: FeatureView, root: Path, within: tuple[int, int] | None = No
     # A sort key of 24 bytes or less is sorted much faster, and a hash, a time and 32 bits of `seq` are one.
     counts = _row_counts(view.source, root)
     seq = "CAST(__seq AS UINTEGER)" if max(counts) * len(counts) < 2**32 else "__seq"
-    is_by_event = not view.is_static and view.source.visible_from == "event_time"
-    return ViewRows(view, f"(SELECT *, {visible} AS __visible_time FROM ({rows}))", seq, visible, is_by_event)
+    return ViewRows(view, f"(SELECT *, {visible} AS __visible_time FROM ({rows}))", seq, visible)
 
 
 def selected_columns(view: FeatureView, given: SourceColumns) -> list[str]:

@@ -52,15 +52,15 @@ class Spans:
     """Makes a span of each request that was answered."""
 
     def __init__(self, provider: TracerProvider) -> None:
+        from opentelemetry.trace import SpanKind, StatusCode
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        self._kind, self._error = SpanKind.SERVER, StatusCode.ERROR
         self._provider, self._tracer = provider, provider.get_tracer("featurestore")
         self._propagator = TraceContextTextMapPropagator()
 
     def add(self, series: Series, method: str, status: int, seconds: float, traceparent: bytes) -> None:
         """Make the span of a request that ends now and took so many seconds."""
-        from opentelemetry.trace import SpanKind, StatusCode
-
         end = time.time_ns()
         attributes: dict[str, str | int] = {
             "http.request.method": method,
@@ -71,9 +71,9 @@ class Spans:
             attributes["featurestore.service"] = series.service
         trace = self._propagator.extract({"traceparent": traceparent.decode("latin-1")}) if traceparent else None
         name, start = f"{method} {series.route}", end - round(seconds * 1e9)
-        span = self._tracer.start_span(name, trace, SpanKind.SERVER, attributes, start_time=start)
+        span = self._tracer.start_span(name, trace, self._kind, attributes, start_time=start)
         if status >= _SERVER_FAULT:
-            span.set_status(StatusCode.ERROR)
+            span.set_status(self._error)
         span.end(end)
 
     def close(self) -> None:
