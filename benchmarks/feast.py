@@ -22,12 +22,13 @@ from benchmarks.data import Bench
 from benchmarks.rows import Cost
 from benchmarks.servers import Server
 
-__all__ = ["NAME", "Feast", "FeastError", "feast", "feast_served", "free_port"]
+__all__ = ["NAME", "Feast", "FeastError", "feast", "feast_loaded", "feast_served", "free_port"]
 
 ROOT = Path(__file__).parents[1]
 SCRATCH = ROOT / "benchmarks" / ".scratch"
 NAME = "Feast"
 _READY_SECONDS = 60
+_LOADED = "benchmarks:feast"
 
 
 class FeastError(Exception):
@@ -75,7 +76,7 @@ def environment() -> Path:
 
 @cache
 def feast(bench: Bench) -> Feast:
-    """Return Feast's process over the bench's data, with the rows that lookups read written to the same server as ours."""
+    """Return Feast's process over the bench's data and the same server as ours."""
     python, folder, latest = environment(), bench.folder / "feast", bench.folder / "latest.parquet"
     newest = f"SELECT * FROM '{bench.events}' QUALIFY row_number() OVER (PARTITION BY user_id ORDER BY happened_at DESC) = 1"
     duckdb.execute(f"COPY ({newest}) TO '{latest}' (FORMAT parquet)")
@@ -93,9 +94,16 @@ def feast(bench: Bench) -> Feast:
         str(latest),
     ]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    peer = Feast(process, folder, python)
     bench.ending.callback(_end, process)
-    peer.cost("load")
+    return Feast(process, folder, python)
+
+
+def feast_loaded(bench: Bench) -> Feast:
+    """Return the same once the rows that lookups read are in the server, which rows about loading empty."""
+    peer, client = feast(bench), bench.store.online._client  # noqa: SLF001 (the server is the same)
+    if not client.exists(_LOADED):
+        peer.cost("load")
+        client.set(_LOADED, 1)
     return peer
 
 
@@ -111,7 +119,7 @@ def _end(process: subprocess.Popen[Any]) -> None:
 @contextmanager
 def feast_served(bench: Bench) -> Iterator[Server]:
     """Serve Feast's features over HTTP with one worker that does not restart, as documented."""
-    peer, port = feast(bench), free_port()
+    peer, port = feast_loaded(bench), free_port()
     options = ["--no-access-log", "--workers", "1", "--max-requests", "0", "--max-requests-jitter", "0"]
     command = [str(peer.python.with_name("feast")), "-c", str(peer.folder), "serve", "-p", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)

@@ -21,7 +21,8 @@ from benchmarks.data import FEATURES, START, Bench
 from benchmarks.feast import NAME as FEAST
 from benchmarks.feast import feast
 from benchmarks.online import five_views, path_of, version_of
-from benchmarks.rows import Rows, compare, duckdb_session, row_of
+from benchmarks.rows import Cost, Rows, compare, duckdb_session, measured, row_of
+from benchmarks.servers import empty
 from featurestore import FeatureStore
 from featurestore.online.store import OnlineStore, keys_of
 from featurestore.settings import Settings
@@ -97,6 +98,11 @@ def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bo
     ready = list(zip(names, [b"r" * (19 + 8 * FEATURES)] * count, strict=True))
     runs = itertools.count(1)
 
+    def timed(call: Callable[[], None], into: OnlineStore) -> Cost:
+        for endpoint in into.topology.layout().endpoints if is_fresh else ():
+            empty(into.topology.client(endpoint))
+        return measured(call)
+
     def load(into: OnlineStore) -> None:
         run = next(runs)
         with into.load(replace(version, uid=f"bench{run if is_fresh else 0:03}"), run=run, now=START) as load:
@@ -115,10 +121,10 @@ def _loads(name: str, what: str, bench: Bench, repetitions: int, *, is_fresh: bo
         pipeline.execute()
 
     with _others(bench) as others:
-        peers: dict[str, Callable[[], None]] = {"redis-py pipelined SET of ready rows": floor}
-        peers |= {f"ours, into {other}": partial(load, into) for other, into in others.items()}
-        rows = compare(name, what, partial(load, store), peers, repetitions, count=count)
-    _emptied(store._client)  # noqa: SLF001 (to drop millions of rows as gently as for those who read takes minutes)
+        peers = {"redis-py pipelined SET of ready rows": partial(timed, floor, store)}
+        peers |= {f"ours, into {other}": partial(timed, partial(load, into), into) for other, into in others.items()}
+        rows = compare(name, what, partial(timed, partial(load, store), store), peers, repetitions, count=count)
+    empty(store._client)  # noqa: SLF001 (to drop a million rows as gently as for those who read takes minutes)
     _restore(bench)
     return rows
 
@@ -225,12 +231,12 @@ def bulk_load(bench: Bench, repetitions: int) -> Rows:
     rows = dict(zip(keys, client.mget(keys), strict=True))
 
     def ours() -> None:
-        client.flushall()
+        empty(client)
         [report] = bench.store.materialize()
         assert report.online_written == len(keys)
 
     def floor() -> None:
-        client.flushall()
+        empty(client)
         pipeline = client.pipeline(transaction=False)
         for number, (key, row) in enumerate(rows.items()):
             pipeline.set(key, row)
@@ -251,21 +257,21 @@ def bulk_load(bench: Bench, repetitions: int) -> Rows:
 def _latest(bench: Bench, repetitions: int) -> Rows:
     """Compare the step from offline rows to online rows, and the memory of these, with `feast materialize` on the same server.
 
-    The server is emptied in between, and at the end everybody's rows are written again.
+    The server is emptied in between, and at the end our rows are written again.
     """
     store, client, peer = bench.store, bench.store.online._client, feast(bench)  # noqa: SLF001
     seconds: list[tuple[float, float]] = []
     memory: list[tuple[float, float]] = []
     for _ in range(repetitions):
-        empty = _emptied(client)
+        before = _emptied(client)
         began = time.perf_counter()
         [report] = store.sync()
-        took, mine = time.perf_counter() - began, _used(client) - empty
+        took, mine = time.perf_counter() - began, _used(client) - before
         assert report.online_written == client.dbsize() - 2
-        empty = _emptied(client)
+        before = _emptied(client)
         seconds.append((took, peer.cost("materialize").seconds))
-        memory.append((mine / report.online_written, (_used(client) - empty) / int(client.dbsize())))
-    _emptied(client)
+        memory.append((mine / report.online_written, (_used(client) - before) / int(client.dbsize())))
+    empty(client)
     _restore(bench)
     what = f"{bench.sizes.rows:,} offline rows to {bench.sizes.keys:,} online rows x {FEATURES} features"
     size = f"memory of an online row of {FEATURES} Float64, key included"
@@ -276,14 +282,13 @@ def _latest(bench: Bench, repetitions: int) -> Rows:
 
 
 def _restore(bench: Bench) -> None:
-    """Write everybody's rows again."""
+    """Write our rows again; Feast's come when they are looked up."""
     bench.store.sync()
     five_views(bench).sync()
-    feast(bench).cost("load")
 
 
 def _emptied(client: redis.Redis) -> int:
-    client.flushall(asynchronous=False)
+    empty(client)
     return _used(client)
 
 

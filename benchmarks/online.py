@@ -16,7 +16,7 @@ import redis.asyncio
 
 from benchmarks.data import FEATURES, Bench
 from benchmarks.feast import NAME as FEAST
-from benchmarks.feast import feast
+from benchmarks.feast import feast, feast_loaded
 from benchmarks.rows import Rows, compare
 from featurestore import FeatureStore
 from featurestore.definitions import Field
@@ -95,7 +95,8 @@ def online_python_1x10(bench: Bench, repetitions: int) -> Rows:
         for key in keys:
             client.get(key or b"")
 
-    peers = {"bare GET (floor)": floor, FEAST: lambda: feast(bench).cost("online", service="model", requests=[[u] for u in users])}
+    requests = [[user] for user in users]
+    peers = {"bare GET (floor)": floor, FEAST: lambda: feast_loaded(bench).cost("online", service="model", requests=requests)}
     return compare("online_python_1x10", "lookups of 1 key x 10 features, Python API", ours, peers, repetitions, count=BATCH)
 
 
@@ -108,14 +109,14 @@ def online_python_100x50(bench: Bench, repetitions: int) -> Rows:
         for users in requests:
             store.get_online_features({"user_id": users}, "model_50").to_dict()
 
-    peers = {FEAST: lambda: feast(bench).cost("online", service="model_50", requests=requests)}
+    peers = {FEAST: lambda: feast_loaded(bench).cost("online", service="model_50", requests=requests)}
     what = "lookups of 100 keys x 50 features of 5 views, Python API"
     return compare("online_python_100x50", what, ours, peers, repetitions, count=SLOW_BATCH)
 
 
 def _check_feast(bench: Bench, service: str, users: list[int]) -> None:
     mine = five_views(bench).get_online_features({"user_id": users}, service).to_dict()
-    theirs = feast(bench).ask("values", service=service, users=users)
+    theirs = feast_loaded(bench).ask("values", service=service, users=users)
     if mine["v0__f7"] != theirs["v0__f7"]:
         raise AssertionError("Feast's lookups give other values than ours")
 

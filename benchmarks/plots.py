@@ -7,13 +7,29 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["plot"]
+__all__ = ["plots"]
+
+CURVES = {
+    "pit_1view": ("Point-in-time join to Parquet: seconds", "rows of the source; spine of a tenth"),
+    "windows_3": ("3 windows x 4 functions to Parquet: seconds", "rows of the source; spine of a tenth"),
+    "bulk_load": ("Online load: rows per second", "keys"),
+    "lookups": ("Lookup of one key: microseconds", "keys in the store"),
+    "batches": ("Lookup of many keys: microseconds", "keys in a lookup"),
+    "views": ("Lookup of one key: microseconds", "views of the service"),
+}
+"""Their titles, and what lies along."""
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 560, 320, 70, 50, 40, 150
 COLOURS = ("#2563eb", "#d97706", "#059669", "#dc2626")
 
 
-def plot(title: str, along: str, points: Sequence[Mapping[str, Any]]) -> str:
+def plots(scaling: Mapping[str, Any]) -> dict[str, str]:
+    """Return the curves of a run of `--scale`, by name."""
+    points = {curve: [point for point in scaling["points"] if point["curve"] == curve] for curve in CURVES}
+    return {curve: _plot(*CURVES[curve], mine) for curve, mine in points.items() if mine}
+
+
+def _plot(title: str, along: str, points: Sequence[Mapping[str, Any]]) -> str:
     """Return one curve for each of those who were measured; a size at which somebody failed has no point."""
     measured = [point for point in points if point["value"] is not None]
     sizes, values = [point["size"] for point in measured], [point["value"] for point in measured]

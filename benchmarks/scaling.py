@@ -1,7 +1,8 @@
 """How cost grows with size: `python -m benchmarks --scale`. Each size runs in a process of its own, whose peak memory is read.
 
 Rows: training sets of a spine of a tenth of the rows, keys a hundredth, under a memory limit of 4 GB; what does not end in five
-minutes has failed at that size. Keys: one row for each key, loaded online and looked up. Batches and views: lookups over HTTP.
+minutes has failed at that size. Keys: one row for each key, loaded online and looked up. Batches and views: lookups
+through the Python API.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import numpy as np
 
 from benchmarks.data import Bench, Sizes, make_repo
 from benchmarks.rows import memory_of
+from benchmarks.servers import empty
 
-__all__ = ["Point", "measure"]
+__all__ = ["ROW_SIZES", "Point", "measure"]
 
-ROWS = (1_000_000, 10_000_000, 100_000_000)
-KEYS = (100_000, 1_000_000, 10_000_000)
+ROW_SIZES = (1_000_000, 10_000_000, 100_000_000)
+KEY_SIZES = (100_000, 1_000_000, 10_000_000)
 BATCHES = (1, 10, 100, 1000)
 LIMIT = '[offline]\nmemory_limit = "4GB"\n'
 LIMIT_SECONDS = 300
@@ -47,7 +49,7 @@ class Point:
 def measure(largest: int) -> list[Point]:
     """Measure all curves, up to so many rows."""
     points: list[Point] = []
-    for kind, sizes in (("rows", ROWS), ("keys", KEYS), ("batches", KEYS[:1])):
+    for kind, sizes in (("rows", ROW_SIZES), ("keys", KEY_SIZES), ("batches", KEY_SIZES[:1])):
         for size in sizes:
             if size <= largest:
                 print(f"measuring {kind} {size:,} …", file=sys.stderr)
@@ -112,7 +114,7 @@ def _peak() -> int:
 
 def _keys(bench: Bench) -> Iterator[Point]:
     size, client = bench.sizes.keys, bench.store.online._client  # noqa: SLF001 (its memory is what is asked for)
-    client.flushall()
+    empty(client)
     began = time.perf_counter()
     [report] = bench.store.sync(["activity"])
     yield Point("bulk_load", "ours", size, report.online_written / (time.perf_counter() - began), "rows per s", _peak())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-__all__ = ["SHORT", "render", "with_scoreboard"]
+from benchmarks.rows import Row
+
+__all__ = ["SHORT", "brief", "render", "render_curves", "with_part"]
 
 SHORT = (
     "pit_1view", "windows_3", "online_1x10", "online_100x50", "online_python_1x10", "materialize_latest", "bytes_per_row",
     "push_to_read", "lines_to_first_feature",
 )  # fmt: skip
 """The rows of the project's README."""
-
-_BEGIN, _END = "<!-- scoreboard -->\n", "<!-- /scoreboard -->"
 
 
 def render(results: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
@@ -23,9 +24,27 @@ def render(results: Mapping[str, Any], names: tuple[str, ...] | None = None) -> 
     lines += [_line(row, is_full=names is None) for row in rows]
     if names is None:
         lines += ["", *_costs(rows), "", *_latencies(rows)]
+    return "\n".join([*lines, "", f"Medians; {_provenance(results)}."])
+
+
+def render_curves(scaling: Mapping[str, Any]) -> str:
+    """Return the points of a run of `--scale` as a Markdown table, and the same line."""
+    lines = ["| curve | whose | size | value | peak of the process |", "|---|---|---|---|---|"]
+    for point in sorted(scaling["points"], key=lambda point: (point["curve"], point["who"], point["size"])):
+        value = point["error"] or _shown(point["value"], point["unit"])
+        memory = "" if point["memory"] is None else f"{point['memory'] / 1e6:,.0f} MB"
+        lines.append(f"| `{point['curve']}` | {point['who']} | {point['size']:,} | {value} | {memory} |")
+    return "\n".join([*lines, "", f"Each measured once; {_provenance(scaling)}."])
+
+
+def _provenance(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    where = f"{results['date']}, commit {results['commit']}, {results['machine']}, Python {results['python']}, {versions}"
-    return "\n".join([*lines, "", f"Medians; {where}."])
+    return f"{results['date']}, commit {results['commit']}, {results['machine']}, Python {results['python']}, {versions}"
+
+
+def brief(row: Row) -> str:
+    """Return what a row found in a few words, for whoever waits for the rest."""
+    return "  " + _line(asdict(row), is_full=False).removeprefix(f"| {row.what} | ").rstrip(" |")
 
 
 def _line(row: Mapping[str, Any], *, is_full: bool) -> str:
@@ -72,7 +91,8 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def with_scoreboard(document: str, results: Mapping[str, Any], names: tuple[str, ...] | None = None) -> str:
-    """Return a document with the results between its scoreboard marks."""
-    before, _, rest = document.partition(_BEGIN)
-    return f"{before}{_BEGIN}{render(results, names)}\n{_END}{rest.partition(_END)[2]}"
+def with_part(document: str, mark: str, content: str) -> str:
+    """Return a document with other content between the marks of a part."""
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    before, _, rest = document.partition(begin)
+    return f"{before}{begin}{content}\n{end}{rest.partition(end)[2]}"

@@ -33,6 +33,7 @@ sys.path.pop(0)
 
 PAGES = sorted(str(path.relative_to(CHECKOUT)) for path in (CHECKOUT / "docs").rglob("*.md"))
 REFERENCE = [page for page in PAGES if page.startswith("docs/reference/")]
+BENCHMARKS = "benchmarks/README.md"
 DOCUMENTS = ["README.md", *(page for page in PAGES if page not in REFERENCE)]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!http)([^)#]+)\)")
@@ -199,16 +200,38 @@ def test_each_rule_has_tests_that_carry_its_name(page: str) -> None:
     assert any(re.search(rf'"""[^"]*\bT{number}\b', text) for text in tests)
 
 
-@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])
-def test_the_scoreboard_shows_the_last_results(document: str) -> None:
-    """The tables are rendered from the results file, so they can show nothing that was not measured."""
-    results = json.loads((CHECKOUT / "benchmarks/results/latest.json").read_text("utf-8"))
-    rendered = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--render"], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True,
-        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
-    ).stdout  # fmt: skip
+@pytest.fixture(scope="module")
+def rendered() -> str:
+    """Return the tables and curves as they are made of the results of the last full runs."""
+    command = [sys.executable, "-m", "benchmarks", "--render"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=True, env=environment)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("document", "mark"), [("README.md", "scoreboard"), (BENCHMARKS, "scoreboard"), (BENCHMARKS, "curves")])
+def test_the_scoreboard_shows_the_last_results(document: str, mark: str, rendered: str) -> None:
+    """The tables are rendered from the results files, so they can show nothing that was not measured."""
     text = (CHECKOUT / document).read_text("utf-8")
-    shown = text.partition("<!-- scoreboard -->\n")[2].partition("<!-- /scoreboard -->")[0]
+    shown = text.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0]
     assert shown
     assert shown in rendered
-    assert document == "README.md" or all(row["what"] in shown for row in results["rows"])
+
+
+def test_the_scoreboard_shows_all_rows() -> None:
+    """What is worse for us is shown, too, and every curve."""
+    text = (CHECKOUT / BENCHMARKS).read_text("utf-8")
+    results = json.loads((CHECKOUT / "benchmarks/results/latest.json").read_text("utf-8"))
+    assert all(row["what"] in text for row in results["rows"])
+    curves = {point["curve"] for point in json.loads((CHECKOUT / "benchmarks/results/scaling.json").read_text("utf-8"))["points"]}
+    assert all(f"`{curve}`" in text for curve in curves)
+
+
+def test_the_curves_show_the_last_results(rendered: str) -> None:
+    """The pictures are drawn from the results file, each of them is shown, and none is left of an older run."""
+    pictures = sorted((CHECKOUT / "benchmarks/results").glob("*.svg"))
+    text = (CHECKOUT / BENCHMARKS).read_text("utf-8")
+    assert len(pictures) == rendered.count("<svg") == text.count(".svg)")
+    for picture in pictures:
+        assert picture.read_text("utf-8") in rendered
+        assert f"(results/{picture.name})" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +51,13 @@ class Asked:
         firsts = pa.array(order[runs[:-1]])
         taken = tuple(key.take(firsts) for key in keys)
         return Asked(len(times), rows[order], hashes[order], times[rows[order]], runs, taken)
+
+    @cached_property
+    def places(self) -> Integers:
+        """Where each row asked for stands in this order; one past all for a row with a null in its key."""
+        places = np.full(self.count, len(self.rows), dtype=np.int64)
+        places[self.rows] = np.arange(len(self.rows))
+        return places
 
     def between(self, first: int, last: int) -> Asked:
         """Return the rows of `[first, last)`, which must be whole runs."""

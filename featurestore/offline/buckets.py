@@ -100,7 +100,7 @@ def _cuts(parts: Sequence[Part]) -> Integers:
 
 
 class Bucket:
-    """The rows of a view's table in a range of key hashes. Columns are read when they are needed.
+    """The rows of a view's table in a range of key hashes. Columns are read when they are needed; to be closed then.
 
     Positions count the rows in sorted order, in which group `i` is `[groups[i], groups[i + 1])`.
     """
@@ -114,6 +114,12 @@ class Bucket:
         self._groups = np.concatenate([none, *(part.groups for part in parts)])
         self._part_of = np.repeat(np.arange(len(parts)), [len(part.groups) for part in parts])
         self._starts = np.concatenate([[0], np.cumsum(np.concatenate([none, *(part.rows for part in parts)]))])
+        self._opened: dict[int, pq.ParquetFile] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        while self._opened:
+            self._opened.popitem()[1].close()
 
     @cached_property
     def _index(self) -> tuple[pa.Table, Integers | None, Integers, Integers]:
@@ -204,27 +210,29 @@ class Bucket:
         wanted = list(dict.fromkeys(columns))
         if not len(used):
             return table_schema(self._view).empty_table().select(wanted)
-        # The keys of a table repeat: texts are compared and hashed once for each, not for each row.
-        texts = [key.name for key in self._view.join_keys if key.type in (String, Bytes)]
         begins = np.flatnonzero(np.diff(self._part_of[used], prepend=-1))
         tables = [
-            _read_groups(self._parts[self._part_of[used[first]]], self._groups[used[first:last]].tolist(), wanted, texts)
+            self._read_groups(int(self._part_of[used[first]]), self._groups[used[first:last]].tolist(), wanted)
             for first, last in itertools.pairwise([*begins.tolist(), len(used)])
         ]
         return pa.concat_tables(tables, promote_options="permissive")
 
-
-def _read_groups(part: Part, groups: list[int], columns: list[str], dictionaries: list[str]) -> pa.Table:
-    path = part.file.path
-    try:
-        with pq.ParquetFile(path, metadata=part.footer.metadata, read_dictionary=dictionaries) as opened:
-            table = opened.read_row_groups(groups, columns=columns, use_threads=False)
-        is_changed = part.file.stamp() != part.footer.stamp
-    except (OSError, pa.ArrowException) as reason:
-        raise OfflineStoreError(f"cannot read {path}: {reason}") from reason
-    if is_changed:
-        raise OfflineStoreError(f"{path} was written anew while it was read, as by an erasure; read again")
-    return table
+    def _read_groups(self, number: int, groups: list[int], columns: list[str]) -> pa.Table:
+        part = self._parts[number]
+        path = part.file.path
+        try:
+            if number not in self._opened:
+                # The keys of a table repeat: texts are compared and hashed once for each, not for each row.
+                texts = [key.name for key in self._view.join_keys if key.type in (String, Bytes)]
+                # To buffer ahead hands each row group over to another thread and back, which takes longer than to read it.
+                self._opened[number] = pq.ParquetFile(path, metadata=part.footer.metadata, read_dictionary=texts, pre_buffer=False)
+            table = self._opened[number].read_row_groups(groups, columns=columns, use_threads=False)
+            is_changed = part.file.stamp() != part.footer.stamp
+        except (OSError, pa.ArrowException) as reason:
+            raise OfflineStoreError(f"cannot read {path}: {reason}") from reason
+        if is_changed:
+            raise OfflineStoreError(f"{path} was written anew while it was read, as by an erasure; read again")
+        return table
 
 
 def int64(column: pa.ChunkedArray) -> Integers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -18,6 +18,7 @@ __all__ = ["Column", "extremes"]
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+Range = tuple[Integers, Integers]
 Pick = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 _NAN_BITS = 0x7FF8000000000000
@@ -38,23 +39,31 @@ class Column:
         self._bounds = bounds
         self._sums: dict[tuple[int, int], Floats] = {}
 
-    def evaluate(self, aggregation: Aggregation, starts: Integers, ends: Integers) -> pa.Array:
-        """Return an aggregation's value for each range of rows `[start, end)`.
+    def evaluate(self, aggregation: Aggregation, windows: Sequence[Range]) -> Iterator[pa.Array]:
+        """Give an aggregation's values, window after window: one for each range of rows `[start, end)` of a window.
 
         Raises:
             OverflowError: a sum of integers exceeds int64.
 
         """
-        window = (id(starts), id(ends))  # the caller holds both as long as it asks
-        if self._places is not None:
-            starts, ends = self._places[starts], self._places[ends]
-        if aggregation.function == "mean" or (aggregation.function == "sum" and not self._is_integer):
-            if window not in self._sums:
-                self._sums[window] = self._exact.sums(starts, ends)
-            sums = self._sums[window]
-            return pa.array(sums) if aggregation.function == "sum" else _means(sums, ends - starts)
-        function: Callable[..., pa.Array] = getattr(self, f"_{aggregation.function}")
-        return function(starts, ends) if aggregation.n is None else function(starts, ends, aggregation.n)
+        places = self._places
+        ranges = [(starts, ends) if places is None else (places[starts], places[ends]) for starts, ends in windows]
+        function = aggregation.function
+        if function in ("min", "max"):
+            keys, restore = self._sortable
+            found = extremes(keys, ranges, np.minimum if function == "min" else np.maximum)
+            yield from (restore(each, starts == ends) for each, (starts, ends) in zip(found, ranges, strict=True))
+            return
+        given = () if aggregation.n is None else (aggregation.n,)
+        for (start, end), (starts, ends) in zip(windows, ranges, strict=True):
+            if function == "mean" or (function == "sum" and not self._is_integer):
+                window = (id(start), id(end))  # the caller holds both as long as it asks
+                if window not in self._sums:
+                    self._sums[window] = self._exact.sums(starts, ends)
+                sums = self._sums[window]
+                yield pa.array(sums) if function == "sum" else _means(sums, ends - starts)
+            else:
+                yield getattr(self, f"_{function}")(starts, ends, *given)
 
     def _count(self, starts: Integers, ends: Integers) -> pa.Array:
         return pa.array(ends - starts)
@@ -67,16 +76,6 @@ class Column:
 
     def _stddev(self, starts: Integers, ends: Integers) -> pa.Array:
         return pa.array(self._exact.deviations(starts, ends), mask=ends - starts < 2)  # noqa: PLR2004 (the sample's needs two)
-
-    def _min(self, starts: Integers, ends: Integers) -> pa.Array:
-        return self._extreme(starts, ends, np.minimum)
-
-    def _max(self, starts: Integers, ends: Integers) -> pa.Array:
-        return self._extreme(starts, ends, np.maximum)
-
-    def _extreme(self, starts: Integers, ends: Integers, pick: Pick) -> pa.Array:
-        keys, restore = self._sortable
-        return restore(extremes(keys, starts, ends, pick), starts == ends)
 
     def _first(self, starts: Integers, ends: Integers) -> pa.Array:
         return self._values.take(pa.array(starts, mask=starts == ends))
@@ -151,18 +150,19 @@ def _means(sums: Floats, counts: Integers) -> pa.Array:
         return pa.array(sums / counts, mask=counts == 0)
 
 
-def extremes(values: Integers, starts: Integers, ends: Integers, pick: Pick) -> Integers:
-    """Return the least or greatest value of each range, as `pick` chooses of two; 0 for an empty one.
+def extremes(values: Integers, ranges: Sequence[Range], pick: Pick) -> list[Integers]:
+    """Return the least or greatest value of many ranges at once, as `pick` chooses of two; 0 for an empty one.
 
-    Two overlapping ranges of a power of two cover any range, so one table for each power is enough.
+    Two overlapping ranges of a power of two cover any range, so one table for each power is enough, which all of them share.
     """
-    found = np.zeros(len(starts), dtype=np.int64)
-    powers = np.frexp((ends - starts).astype(np.float64))[1] - 1
+    found = [np.zeros(len(starts), dtype=np.int64) for starts, _ in ranges]
+    powers = [np.frexp((ends - starts).astype(np.float64))[1] - 1 for starts, ends in ranges]
     table = values
-    for power in range(int(powers.max(initial=-1)) + 1):
+    for power in range(max((int(each.max(initial=-1)) for each in powers), default=-1) + 1):
         length = 1 << power
-        rows = np.flatnonzero(powers == power)
-        found[rows] = pick(table[starts[rows]], table[ends[rows] - length])
+        for result, own, (starts, ends) in zip(found, powers, ranges, strict=True):
+            rows = np.flatnonzero(own == power)
+            result[rows] = pick(table[starts[rows]], table[ends[rows] - length])
         table = pick(table[:-length], table[length:])
     return found
 

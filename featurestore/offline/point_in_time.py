@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ from featurestore.offline.results import Each, Results
 from featurestore.offline.tables import DataFile, Snapshot
 from featurestore.offline.timeline import Ticks, Timeline
 from featurestore.offline.windows import window_columns
+from featurestore.types import Timestamp
 
 __all__ = ["Values", "Wanted", "values_at", "values_of"]
 
@@ -94,29 +96,32 @@ def values_of(wanted: Sequence[Wanted], *, threads: int) -> Iterator[Values]:
             results = _results(each)
             for bucket, part in _buckets(each):
                 _evaluate(each, results, bucket, part)
-            yield _finished(results)
+            yield _finished(each, results)
         return
     with ThreadPoolExecutor(threads) as pool:
         begun = []
         for each in wanted:
             results = _results(each)
-            begun.append((results, [pool.submit(_evaluate, each, results, *work) for work in _buckets(each)]))
+            begun.append((each, results, [pool.submit(_evaluate, each, results, *work) for work in _buckets(each)]))
         try:
-            for results, futures in begun:
+            for each, results, futures in begun:
                 for future in futures:
                     future.result()
-                yield _finished(results, pool.map)
+                yield _finished(each, results, pool.map)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _results(wanted: Wanted) -> Results:
-    types = {field.name: field for field in wanted.view.features}
-    return Results([types[name] for name in wanted.features], wanted.asked)
+    types = {field.name: field.type for field in wanted.view.features}
+    times = {_EVENT_TIME: Timestamp} if wanted.event_times else {}
+    return Results({name: types[name] for name in wanted.features} | times, wanted.asked)
 
 
-def _finished(results: Results, each: Each = map) -> Values:
-    return Values(results.table(each), results.event_times(), results.present)
+def _finished(wanted: Wanted, results: Results, each: Each = map) -> Values:
+    table = results.table(each)
+    times = table[_EVENT_TIME].combine_chunks() if wanted.event_times else pa.nulls(len(table), Timestamp.arrow)
+    return Values(table.select(list(wanted.features)), times, results.present)
 
 
 def _lifetime(wanted: Wanted) -> int | None:
@@ -129,6 +134,15 @@ def _buckets(wanted: Wanted) -> Iterator[tuple[Bucket, Asked]]:
 
 
 def _evaluate(wanted: Wanted, results: Results, bucket: Bucket, part: Asked) -> None:
+    with closing(bucket):
+        found, columns = _found(wanted, bucket, part)
+    if len(found):
+        is_whole = len(found) == len(part.times)
+        results.put(slice(part.first, part.first + len(found)) if is_whole else part.first + found, columns)
+
+
+def _found(wanted: Wanted, bucket: Bucket, part: Asked) -> tuple[Integers, dict[str, pa.ChunkedArray]]:
+    """Return which of the rows asked for have a value, and the columns of these."""
     view, lifetime, ticks = wanted.view, _lifetime(wanted), Ticks(wanted.view)
     taken = [] if view.aggregations else list(wanted.features)
     if wanted.event_times or lifetime is not None:
@@ -138,14 +152,13 @@ def _evaluate(wanted: Wanted, results: Results, bucket: Bucket, part: Asked) -> 
     last = _last_visible(bucket, timeline, group, instants)
     found = np.flatnonzero(last != _ABSENT)
     rows = bucket.take(taken, last[found])
-    times = int64(rows[_EVENT_TIME]) if _EVENT_TIME in taken else np.full(len(found), LEAST)
     if lifetime is not None:
-        is_alive = part.times[found] - times <= lifetime
-        rows, found, times = rows.filter(pa.array(is_alive)), found[is_alive], times[is_alive]
-    if len(found):
-        is_plain = not view.aggregations
-        columns = rows if is_plain else window_columns(view, bucket, timeline, group[found], instants[found], wanted.features)
-        results.put(part.first + found, columns, times)
+        is_alive = part.times[found] - int64(rows[_EVENT_TIME]) <= lifetime
+        rows, found = rows.filter(pa.array(is_alive)), found[is_alive]
+    columns = {name: rows[name] for name in taken}
+    if view.aggregations and len(found):
+        columns |= window_columns(view, bucket, timeline, group[found], instants[found], wanted.features)
+    return found, columns
 
 
 def _files(view: FeatureView, snapshot: Snapshot, asked: Asked, lifetime: int | None) -> list[DataFile]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,19 +12,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from featurestore.definitions import Field
 from featurestore.offline.asked import Asked
 from featurestore.types import ValueType
 
 __all__ = ["Each", "Results"]
 
 Integers = npt.NDArray[np.int64]
+Places = Integers | slice
 Column = Any
 """An Arrow array or chunked array."""
 
 Each = Callable[..., Iterable[Any]]
 
-_NO_TIME = -(2**63)
 _STORAGE = {"Date": pa.int32(), "Timestamp": pa.int64()}
 
 
@@ -34,27 +34,22 @@ class Results:
     once, at the end.
     """
 
-    def __init__(self, fields: Sequence[Field], asked: Asked) -> None:
-        sorted_rows = len(asked.rows)
-        self._columns = {
-            field.name: (_Fixed if field.type.is_fixed_width else _Variable)(field.type, sorted_rows) for field in fields
-        }
+    def __init__(self, types: Mapping[str, ValueType], asked: Asked) -> None:
         # One more place than there are rows: rows with a null in their key are brought from there, where nothing is.
-        self._times = np.full(sorted_rows + 1, _NO_TIME)
-        self._present = np.zeros(sorted_rows + 1, dtype=bool)
-        self._order = np.full(asked.count, sorted_rows, dtype=np.int64)
-        self._order[asked.rows] = np.arange(sorted_rows)
+        places = len(asked.rows) + 1
+        self._columns = {name: (_Fixed if type_.is_fixed_width else _Variable)(type_, places) for name, type_ in types.items()}
+        self._present = np.zeros(places, dtype=bool)
+        self._order = asked.places
 
-    def put(self, rows: Integers, columns: Mapping[str, Column], event_times: Integers) -> None:
-        """Set rows, by their places in the order of hashes; event times are microseconds, the least int64 for none."""
+    def put(self, rows: Places, columns: Mapping[str, Column]) -> None:
+        """Set rows, by their places in the order of hashes."""
         self._present[rows] = True
-        self._times[rows] = event_times
         for name, column in self._columns.items():
             column.put(rows, columns[name])
 
-    @property
+    @cached_property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which rows were set, in the order asked for."""
+        """Which rows were set, in the order asked for; to be asked for once all are."""
         return self._present[self._order]
 
     def table(self, each: Each = map) -> pa.Table:
@@ -64,23 +59,18 @@ class Results:
         columns = each(lambda column: column.finish(self._order, mask), self._columns.values())
         return pa.table(dict(zip(self._columns, columns, strict=True)))
 
-    def event_times(self) -> pa.Array:
-        """Return the event times, null where there is none."""
-        times = self._times[self._order]
-        return pa.array(times, mask=times == _NO_TIME).cast(pa.timestamp("us", "UTC"))
-
 
 class _Fixed:
     """A column of fixed width: one array, written in place."""
 
-    def __init__(self, type_: ValueType, count: int) -> None:
+    def __init__(self, type_: ValueType, places: int) -> None:
         self._type = type_
         self._storage = _STORAGE.get(type_.name, type_.arrow)
-        self._values: npt.NDArray[Any] = np.zeros(count + 1, dtype=type_.numpy)
+        self._values: npt.NDArray[Any] = np.zeros(places, dtype=type_.numpy)
         self._nulls: npt.NDArray[np.bool_] | None = None  # made by the first part that has some
         self._making = threading.Lock()
 
-    def put(self, rows: Integers, column: Column) -> None:
+    def put(self, rows: Places, column: Column) -> None:
         # Of the declared type first: a file's own may be narrower or of another unit, and would be misread.
         stored = column.cast(self._type.arrow).cast(self._storage)
         if stored.null_count:
@@ -101,16 +91,15 @@ class _Fixed:
 class _Variable:
     """A column of variable width: the parts as they came, and where each row has gone."""
 
-    def __init__(self, type_: ValueType, count: int) -> None:
-        self._type = type_
-        self._count = count
-        self._parts: list[tuple[Integers, Column]] = []
+    def __init__(self, type_: ValueType, places: int) -> None:
+        self._type, self._places = type_, places
+        self._parts: list[tuple[Places, Column]] = []
 
-    def put(self, rows: Integers, column: Column) -> None:
+    def put(self, rows: Places, column: Column) -> None:
         self._parts.append((rows, column.cast(self._type.arrow)))
 
     def finish(self, order: Integers, _: npt.NDArray[np.bool_] | None) -> Column:
-        places, filled = np.full(self._count + 1, -1, dtype=np.int64), 0
+        places, filled = np.full(self._places, -1, dtype=np.int64), 0
         for rows, column in self._parts:
             places[rows] = np.arange(filled, filled + len(column))
             filled += len(column)

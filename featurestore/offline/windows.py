@@ -20,6 +20,7 @@ import datetime as dt
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -91,10 +92,14 @@ def _evaluated(
         values = bucket.take([field.name], ranges.positions)[field.name].cast(field.type.arrow).combine_chunks()
         array = pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) and values.num_chunks else values
         column = Column(array if isinstance(array, pa.Array) else pa.nulls(0, field.type.arrow), field.type, ranges.bounds)
-        for aggregation, window, name in wanted:
-            if aggregation.input == field:
+        for aggregation, group in itertools.groupby(wanted, key=itemgetter(0)):
+            if aggregation.input != field:
+                continue
+            own = [(window, name) for _, window, name in group]
+            values = column.evaluate(aggregation, [ranges.of[window] for window, _ in own])
+            for window, name in own:
                 try:
-                    found[name] = column.evaluate(aggregation, *ranges.of[window])
+                    found[name] = next(values)
                 except OverflowError:
                     raise OfflineStoreError(
                         f"view {view.name!r}: {aggregation.part!r} over {duration_text(window)} exceeds int64; sum floats instead: "
@@ -148,7 +153,7 @@ class _EventSearch:
         of: dict[dt.timedelta, tuple[Integers, Integers]] = {}
         for window in windows:
             starts, ends = self._range(group, instants, window)
-            rows = np.flatnonzero((ends > starts) & (extremes(self._known, starts, ends, np.maximum) > instants))
+            rows = np.flatnonzero((ends > starts) & (extremes(self._known, [(starts, ends)], np.maximum)[0] > instants))
             lengths = (ends - starts)[rows]
             offsets = np.cumsum(lengths) - lengths
             places = np.repeat(starts[rows] - offsets, lengths) + np.arange(int(lengths.sum()))

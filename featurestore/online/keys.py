@@ -49,14 +49,14 @@ _PLAIN: dict[str, tuple[type, Callable[[Any], bytes]]] = {
 }
 """The Python type whose values are keys as they are, and their bytes; what is of another type Arrow converts or refuses."""
 
-_FIRST = [b"%c%c" % (_BASE64[pair >> 6], _BASE64[pair & 63]) for pair in range(4096)]
+_FIRST = [b"{%c%c" % (_BASE64[pair >> 6], _BASE64[pair & 63]) for pair in range(4096)]
 _LAST = [b"%c}" % each for each in _BASE64]
 
 
 def online_key(uid: str, key: bytes) -> bytes:
     """Return the key of an entity's row in a view version."""
     hashed = zlib.crc32(key)
-    return b"".join((uid.encode(), b"{", _FIRST[hashed >> 6 & 4095], _LAST[hashed & 63], key))
+    return b"".join((uid.encode(), _FIRST[hashed >> 6 & 4095], _LAST[hashed & 63], key))
 
 
 def marker(uid: str, first_slot: int | None = None) -> str:
@@ -170,7 +170,7 @@ class KeyCodec:
     def __init__(self, uid: str, types: Sequence[ValueType]) -> None:
         self.uid = uid
         self._types = tuple(types)
-        self._prefix = uid.encode() + b"{"
+        self._uid = uid.encode()
         self._plain = [_PLAIN.get(type_.name) for type_ in types]
         self._has_length = [not type_.is_fixed_width and place < len(types) - 1 for place, type_ in enumerate(types)]
 
@@ -184,10 +184,10 @@ class KeyCodec:
 
     def ending_in(self, endings: Sequence[bytes | None]) -> list[bytes | None]:
         """Return the keys that end so, none for none."""
-        prefix = self._prefix
+        uid = self._uid
         if None in endings:
-            return [None if ending is None else prefix + ending for ending in endings]
-        return [prefix + ending for ending in cast("Sequence[bytes]", endings)]
+            return [None if ending is None else uid + ending for ending in endings]
+        return [uid + ending for ending in cast("Sequence[bytes]", endings)]
 
     def endings(self, columns: Sequence[Sequence[Any]]) -> list[bytes | None] | None:
         """Return the same as `plain` without what is the version's, so versions with the same key columns share them."""
@@ -209,13 +209,17 @@ class KeyCodec:
 
     def names(self, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
         """Return the key of each row of columns of the declared types, none for a row with a null."""
+        return self.ending_in(self.endings_of(columns))
+
+    def endings_of(self, columns: Sequence[pa.ChunkedArray]) -> list[bytes | None]:
+        """Return the same as `names` without what is the version's, as `endings` does."""
         keys: list[bytes | None] = [None] * len(columns[0])
         if any(column.null_count for column in columns):
             present = np.flatnonzero(np.logical_and.reduce([column.is_valid().to_numpy() for column in columns]))
             columns = [column.take(pa.array(present)) for column in columns]
         else:
             present = np.arange(len(keys))
-        for block in self.blocks(columns):
+        for block in key_codec("", self._types).blocks(columns):
             for row, key in zip(present[block.rows].tolist(), block.to_list(), strict=True):
                 keys[row] = key
         return keys
@@ -237,7 +241,7 @@ class KeyCodec:
 
     def _parts(self, name: bytes) -> list[bytes] | None:
         """Cut a stored key into the bytes of its columns; none if it ends too early or too late, or holds what is no text."""
-        place, parts = len(self._prefix) + 4, []
+        place, parts = len(self._uid) + _TAG_BYTES, []
         for type_, has_length in zip(self._types, self._has_length, strict=True):
             length = np.dtype(type_.numpy).itemsize if type_.is_fixed_width else len(name) - place
             if has_length:
@@ -261,11 +265,12 @@ class KeyCodec:
 
     def _heads(self, keys: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         hashed = _crc32(keys)
-        heads = np.empty((len(keys), len(self._prefix) + 4), np.uint8)
-        heads[:, : len(self._prefix)] = np.frombuffer(self._prefix, np.uint8)
+        prefix = np.frombuffer(self._uid + b"{", np.uint8)
+        heads = np.empty((len(keys), len(self._uid) + _TAG_BYTES), np.uint8)
+        heads[:, : len(prefix)] = prefix
         letters = np.frombuffer(_BASE64, np.uint8)
         for place, shift in enumerate((12, 6, 0)):
-            heads[:, len(self._prefix) + place] = letters[hashed >> np.uint32(shift) & np.uint32(63)]
+            heads[:, len(prefix) + place] = letters[hashed >> np.uint32(shift) & np.uint32(63)]
         heads[:, -1] = ord("}")
         return heads
 

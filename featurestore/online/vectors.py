@@ -224,8 +224,11 @@ class LookupPlan:
     def _arrow_request(self, entities: Mapping[str, Sequence[Any]]) -> Request:
         columns = _request_columns(self, entities)
         names: list[bytes | None] = []
+        known: dict[tuple[str, ...], list[bytes | None]] = {}
         for lookup, keys, _, _ in self._parts:
-            names += keys.names([columns[column] for column in lookup.key_columns])
+            if lookup.key_columns not in known:
+                known[lookup.key_columns] = keys.endings_of([columns[column] for column in lookup.key_columns])
+            names += keys.ending_in(known[lookup.key_columns])
         return Request(self, columns, {}, names, len(next(iter(columns.values()))), {}, is_plain=False)
 
     def together(self, found: Sequence[Found], nows: Sequence[int]) -> list[OnlineRows]:
