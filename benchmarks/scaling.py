@@ -53,11 +53,19 @@ def measure(largest: int) -> list[Point]:
         for size in sizes:
             if size <= largest:
                 print(f"measuring {kind} {size:,} …", file=sys.stderr)
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.scaling", kind, str(size)], stdout=subprocess.PIPE, text=True, check=True
-                )
-                points += [Point(**json.loads(line)) for line in done.stdout.splitlines()]
+                points += _measured(kind, size)
     return points
+
+
+def _measured(kind: str, size: int) -> Iterator[Point]:
+    command = [sys.executable, "-m", "benchmarks.scaling", kind, str(size)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(f"  {line}", end="", file=sys.stderr)
+            yield Point(**json.loads(line))
+    if process.returncode:
+        yield Point(kind, "ours", size, None, "", error=f"ended with code {process.returncode}")
 
 
 # Rows
@@ -96,6 +104,7 @@ def _by_hand(query: str, target: str, answers: multiprocessing.Queue[tuple[float
 
     connection = duckdb_session()
     connection.execute("SET memory_limit = '4GB'")
+    connection.execute(f"SET temp_directory = '{target}.spilled'")  # goes with the data, also if this process is ended
     connection.execute("SET enable_progress_bar = false")  # it would stand among the answers
     began = time.perf_counter()
     try:
