@@ -1,7 +1,7 @@
 """Feast on the benchmark's data: a process in Feast's own environment that measures what it is asked for.
 
-It reads one JSON object a line and answers with one: the cost of what was done, or the error. Views: `activity` over all events for
-training and materialization, and `v0` to `v4` over the latest row of each key, for lookups and pushes.
+It reads one JSON object a line and answers with one: the cost of what was done, or the error. Views: `ACTIVITIES` over all events
+for training and materialization, and `v0` to `v4` over the latest row of each key, for lookups and pushes.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ offline_store: {{type: duckdb}}
 online_store: {{type: redis, connection_string: "{address}"}}
 entity_key_serialization_version: 3
 """
+ACTIVITIES = ["activity", *[f"activity{number}" for number in range(1, 5)]]
 FIRST, LAST = dt.datetime(2013, 5, 1, tzinfo=dt.UTC), dt.datetime(2013, 12, 1, tzinfo=dt.UTC)
 
 
@@ -50,25 +51,28 @@ class Peer:
             schema = [Field(name="user_id", dtype=Int64), *features]
             return FeatureView(name=name, entities=[user], ttl=dt.timedelta(0), schema=schema, source=source, online=True)
 
-        activity = view("activity", FileSource(name="events", path=events, timestamp_field="happened_at"))
+        everything = FileSource(name="events", path=events, timestamp_field="happened_at")
+        activities = [view(name, everything) for name in ACTIVITIES]
         views = [view("v0", pushed), *[view(f"v{number}", newest) for number in range(1, 5)]]
         services = [FeatureService(name="model", features=[views[0]]), FeatureService(name="model_50", features=views)]
-        self.store.apply([user, activity, *views, *services])
+        self.store.apply([user, *activities, *views, *services])
 
     def materialize(self) -> object:
         """Write the newest of all events online."""
-        return measured(lambda: self.store.materialize(FIRST, LAST, feature_views=["activity"]))
+        return measured(lambda: self.store.materialize(FIRST, LAST, feature_views=ACTIVITIES[:1]))
 
     def load(self) -> object:
         """Write what lookups read."""
         return measured(lambda: self.store.materialize(FIRST, LAST, feature_views=[f"v{number}" for number in range(5)]))
 
-    def pit(self, spine: str, target: str | None = None) -> object:
-        """Make a training set of the ten features, and write it to a file if one is named; the spine is in memory before."""
+    def pit(self, spine: str, views: int = 1, target: str | None = None) -> object:
+        """Make a training set of ten features a view, and write it to a file if one is named; the spine is in memory before."""
         frame = pd.read_parquet(spine)
-        names = [f"activity:f{number}" for number in range(10)]
+        names = [f"{view}:f{number}" for view in ACTIVITIES[:views] for number in range(10)]
         found: list[Any] = []
-        cost = measured(lambda: found.append(self.store.get_historical_features(frame, names).to_arrow()))
+        cost = measured(
+            lambda: found.append(self.store.get_historical_features(frame, names, full_feature_names=views > 1).to_arrow())
+        )
         if target is not None:
             pq.write_table(found[0], target)
         return cost

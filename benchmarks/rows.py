@@ -14,8 +14,8 @@ import duckdb
 
 __all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "memory_of", "row_of"]
 
-SLOW_SECONDS = 20.0
-"""A peer that takes longer is run once after its first run; its row says how often."""
+SLOW_SECONDS, VERY_SLOW_SECONDS = 20.0, 100.0
+"""A peer that takes longer is run once after its first run, or not again, as no warming would change it; its row says how often."""
 
 Rows = list["Row"]
 Call = Callable[[], object]
@@ -55,7 +55,7 @@ class Row:
 
 
 def compare(name: str, what: str, ours: Call, peers: Mapping[str, Call], repetitions: int, *, count: int | None = None) -> Rows:
-    """Measure ours and its peers in turn, after one run each that is not counted; a row for each peer.
+    """Measure ours and its peers in turn, after one run each that is not counted unless it was very slow; a row for each peer.
 
     A peer that is a method of another process returns the Cost of its own measurement. With `count` the row is a rate.
     """
@@ -68,10 +68,10 @@ def compare(name: str, what: str, ours: Call, peers: Mapping[str, Call], repetit
     theirs: dict[str, list[tuple[Cost, Cost]]] = {peer: [] for peer in warm}
     for repetition in range(repetitions):
         for peer in warm:
-            call = peers[peer]
-            if repetition < (1 if warm[peer].seconds > SLOW_SECONDS else repetitions):
+            first = warm[peer]
+            if repetition < (1 if first.seconds > SLOW_SECONDS else repetitions):
                 mine.append(measured(ours))
-                theirs[peer].append((mine[-1], measured(call)))
+                theirs[peer].append((mine[-1], first if first.seconds > VERY_SLOW_SECONDS else measured(peers[peer])))
     took = mine[0].seconds if count is None else count / mine[0].seconds
     unit = "s" if count is None else "per s"
     rows = [Row(name, what, unit, took, None, peer, None, None, 1, error=error) for peer, error in failed.items()]

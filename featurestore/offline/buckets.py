@@ -131,14 +131,15 @@ class Bucket:
         if np.any(hashes[1:] < hashes[:-1]):
             order = np.argsort(hashes, kind="stable")
             hashes, codes = hashes[order], [column[order] for column in codes]
-        groups = bounds(len(hashes), [hashes, *codes])
-        if len(groups) != len(bounds(len(hashes), [hashes])):
+        groups = bounds(len(hashes), codes)
+        starts = hashes[groups[:-1]]
+        if np.any(starts[1:] == starts[:-1]):
             # Keys collide: their rows may alternate from slab to slab, so the keys themselves have to sort them.
             known = [int64(rows[name]) if order is None else int64(rows[name])[order] for name in times]
             again = np.lexsort((*reversed(known), *codes, hashes))
             order = again if order is None else order[again]
             hashes, codes = hashes[again], [column[again] for column in codes]
-            groups = bounds(len(hashes), [hashes, *codes])
+            groups = bounds(len(hashes), codes)
         return rows, order, hashes, groups
 
     @property
@@ -201,7 +202,7 @@ class Bucket:
         taken = []
         for first, last in itertools.pairwise([*cuts.tolist(), len(used)]):
             rows = places[ends[first] - counts[used[first]] : ends[last - 1]] - offsets[first]
-            taken.append(self._read(columns, used[first:last]).take(pa.array(rows)))
+            taken.append(pc.take(self._read(columns, used[first:last]), pa.array(rows), boundscheck=False))
         found = pa.concat_tables(taken, promote_options="permissive")
         return found if again is None else found.take(pa.array(again))
 

@@ -137,8 +137,7 @@ def _evaluate(wanted: Wanted, results: Results, bucket: Bucket, part: Asked) -> 
     with closing(bucket):
         found, columns = _found(wanted, bucket, part)
     if len(found):
-        is_whole = len(found) == len(part.times)
-        results.put(slice(part.first, part.first + len(found)) if is_whole else part.first + found, columns)
+        results.put(part.first + found, columns)
 
 
 def _found(wanted: Wanted, bucket: Bucket, part: Asked) -> tuple[Integers, dict[str, pa.ChunkedArray]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -18,92 +17,59 @@ from featurestore.types import ValueType
 __all__ = ["Each", "Results"]
 
 Integers = npt.NDArray[np.int64]
-Places = Integers | slice
-Column = Any
-"""An Arrow array or chunked array."""
-
 Each = Callable[..., Iterable[Any]]
 
-_STORAGE = {"Date": pa.int32(), "Timestamp": pa.int64()}
+_ABSENT = -1
 
 
 class Results:
-    """Columns of what is asked for, filled by many threads, each with rows of its own; what nobody fills is null.
+    """Columns of what is asked for, in parts as threads bring them; what nobody brings is null.
 
-    They are filled in the order of hashes, so that each thread writes into a place of its own, and brought into the order asked for
-    once, at the end.
+    A part says which rows it has, by their places in the order of hashes. All are put together at the end, in the order asked for.
     """
 
     def __init__(self, types: Mapping[str, ValueType], asked: Asked) -> None:
-        # One more place than there are rows: rows with a null in their key are brought from there, where nothing is.
-        places = len(asked.rows) + 1
-        self._columns = {name: (_Fixed if type_.is_fixed_width else _Variable)(type_, places) for name, type_ in types.items()}
-        self._present = np.zeros(places, dtype=bool)
-        self._order = asked.places
+        self._types = {name: type_.arrow for name, type_ in types.items()}
+        self._asked = asked
+        self._parts: list[tuple[Integers, list[pa.ChunkedArray]]] = []
 
-    def put(self, rows: Places, columns: Mapping[str, Column]) -> None:
-        """Set rows, by their places in the order of hashes."""
-        self._present[rows] = True
-        for name, column in self._columns.items():
-            column.put(rows, columns[name])
+    def put(self, rows: Integers, columns: Mapping[str, pa.Array | pa.ChunkedArray]) -> None:
+        """Add rows, by their places in the order of hashes."""
+        # Of the declared types: a file's own may be narrower or of another unit.
+        cast = [columns[name].cast(type_) for name, type_ in self._types.items()]
+        self._parts.append((rows, [pa.chunked_array([column]) if isinstance(column, pa.Array) else column for column in cast]))
 
-    @cached_property
+    @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """Which rows were set, in the order asked for; to be asked for once all are."""
-        return self._present[self._order]
+        """Which rows are there, in the order asked for; to be asked for once all are."""
+        return self._places != _ABSENT
 
     def table(self, each: Each = map) -> pa.Table:
-        """Return the columns as a table, in the order asked for; `each` is `map`, or that of a pool of threads."""
-        absent = ~self.present
-        mask = absent if absent.any() else None
-        columns = each(lambda column: column.finish(self._order, mask), self._columns.values())
-        return pa.table(dict(zip(self._columns, columns, strict=True)))
+        """Return the columns as a table, in the order asked for, once; `each` is `map`, or that of a pool of threads."""
+        present = self.present
+        validity = None if present.all() else pa.array(present).buffers()[1]
+        places = pa.array(self._places, mask=None if validity is None else ~present)
+        somewhere = pa.array(np.maximum(self._places, 0))
 
+        def finished(number: int, type_: pa.DataType) -> pa.Array | pa.ChunkedArray:
+            column = pa.chunked_array([chunk for _, columns in self._parts for chunk in columns[number].chunks], type_)
+            if validity is None or column.null_count or not len(column) or not pa.types.is_primitive(type_):
+                return pc.take(column, places, boundscheck=False)
+            # Arrow takes twice as long where a place is null, so what is absent is marked afterwards.
+            taken = pc.take(pa.concat_arrays(column.chunks), somewhere, boundscheck=False)
+            return pa.Array.from_buffers(type_, len(taken), [validity, taken.buffers()[1]])
 
-class _Fixed:
-    """A column of fixed width: one array, written in place."""
+        columns = each(finished, range(len(self._types)), self._types.values())
+        table = pa.table(dict(zip(self._types, columns, strict=True)))
+        self._parts.clear()
+        return table
 
-    def __init__(self, type_: ValueType, places: int) -> None:
-        self._type = type_
-        self._storage = _STORAGE.get(type_.name, type_.arrow)
-        self._values: npt.NDArray[Any] = np.zeros(places, dtype=type_.numpy)
-        self._nulls: npt.NDArray[np.bool_] | None = None  # made by the first part that has some
-        self._making = threading.Lock()
-
-    def put(self, rows: Places, column: Column) -> None:
-        # Of the declared type first: a file's own may be narrower or of another unit, and would be misread.
-        stored = column.cast(self._type.arrow).cast(self._storage)
-        if stored.null_count:
-            with self._making:
-                if self._nulls is None:
-                    self._nulls = np.zeros(len(self._values), dtype=bool)
-            self._nulls[rows] = np.asarray(pc.is_null(stored))
-            stored = pc.fill_null(stored, pa.scalar(0).cast(stored.type))
-        self._values[rows] = np.asarray(stored)
-
-    def finish(self, order: Integers, absent: npt.NDArray[np.bool_] | None) -> pa.Array:
-        mask = absent
-        if self._nulls is not None:
-            mask = self._nulls[order] if absent is None else self._nulls[order] | absent
-        return pa.array(self._values.take(order), type=self._storage, mask=mask).cast(self._type.arrow)
-
-
-class _Variable:
-    """A column of variable width: the parts as they came, and where each row has gone."""
-
-    def __init__(self, type_: ValueType, places: int) -> None:
-        self._type, self._places = type_, places
-        self._parts: list[tuple[Places, Column]] = []
-
-    def put(self, rows: Places, column: Column) -> None:
-        self._parts.append((rows, column.cast(self._type.arrow)))
-
-    def finish(self, order: Integers, _: npt.NDArray[np.bool_] | None) -> Column:
-        places, filled = np.full(self._places, -1, dtype=np.int64), 0
-        for rows, column in self._parts:
-            places[rows] = np.arange(filled, filled + len(column))
-            filled += len(column)
-        chunked = [column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column]) for _, column in self._parts]
-        chunks = [chunk for column in chunked for chunk in column.chunks]
-        wanted = places[order]
-        return pa.chunked_array(chunks, self._type.arrow).take(pa.array(wanted, mask=wanted < 0))
+    @cached_property
+    def _places(self) -> Integers:
+        """Where each row asked for is among the rows of all parts, one after the other."""
+        # One more place than there are rows: rows with a null in their key are looked for there, where nothing is.
+        places = np.full(len(self._asked.rows) + 1, _ABSENT)
+        filled = 0
+        for rows, _ in self._parts:
+            places[rows] = np.arange(filled, filled := filled + len(rows))
+        return places[self._asked.places]
