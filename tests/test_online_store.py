@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import redis
@@ -15,6 +17,7 @@ from featurestore import Entity, FileSource
 from featurestore.errors import OnlineStoreError
 from featurestore.online import embedded
 from featurestore.online.keys import online_key
+from featurestore.online.scripts import WRITE
 from featurestore.online.store import OnlineLoad, OnlineStore, Status
 from featurestore.registry.state import Version
 from featurestore.settings import load_settings
@@ -436,6 +439,28 @@ def test_a_value_of_another_type_is_never_read(online: Online) -> None:
         match=r"the online store .* holds a key of ours that is no row \(FOREIGN 0123abcd\{...\}JFK WRONGTYPE.*remove it \(DEL\)",
     ):
         online.write(version(), {"EWR": 1, "JFK": 5}, run=3)
+
+
+def test_what_stands_before_a_foreign_key_is_written(online: Online) -> None:
+    """One script writes many rows up to the one whose key is of another type, however many it puts into one command."""
+    order, names = (5).to_bytes(8, "little"), [f"t{{x}}{number}" for number in range(1_200)]
+    online.raw.lpush(names[1_100], "x")
+    with pytest.raises(redis.ResponseError, match=r"FOREIGN t\{x\}1100 WRONGTYPE"):
+        online.raw.eval(WRITE, len(names), *names, order, b"", *(name.encode() for name in names))
+
+    assert [online.raw.get(name) for name in names[:1_100]] == [name.encode() for name in names[:1_100]]
+    assert not any(online.raw.exists(name) for name in names[1_101:])
+
+
+def test_the_last_row_of_a_key_stays_whatever_its_life(online: Online) -> None:
+    """A script that gets a key twice leaves what came last, where the rows live for ever, for a while, or one each."""
+    order = (5).to_bytes(8, "little")
+    for first, last in itertools.product((0, 60_000), repeat=2):
+        lives = np.array([first, 0, last]).tobytes()
+        assert online.raw.eval(WRITE, 3, "t{x}", "u{x}", "t{x}", order, lives, b"first", b"other", b"last") == 3
+
+        assert online.raw.get("t{x}") == b"last"
+        assert (online.raw.pttl("t{x}") > 0) == (last > 0)
 
 
 def test_a_marker_of_another_program_is_an_error(online: Online) -> None:
