@@ -14,7 +14,7 @@ import duckdb
 
 __all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "memory_of", "row_of"]
 
-SLOW_SECONDS, VERY_SLOW_SECONDS = 20.0, 100.0
+SLOW_SECONDS, VERY_SLOW_SECONDS = 15.0, 100.0
 """A peer that takes longer is run once after its first run, or not again, as no warming would change it; its row says how often."""
 
 Rows = list["Row"]
