@@ -9,7 +9,9 @@
     3…  the rows, one for each key; or one for all of them, then one life for all, too
 
 It returns how many rows were written. What is stored and is no row of ours is replaced; a key of another type than a string ends
-the script with an error that begins with FOREIGN and names the key; rows before it are written.
+the script with an error that begins with FOREIGN and names the key; rows before it are written. Rows of one order that live
+forever are written 500 at a time, which costs less than one by one; rows compared by their own headers are not, since a key that
+comes twice has to meet what came first.
 
 `OLD` looks through some of the keys of a node, as SCAN does. ARGV: the cursor, the pattern, how many keys to look at, an order
 (int64, little-endian). It returns the next cursor and those keys whose rows have a lower order, or are no rows.
@@ -18,9 +20,6 @@ the script with an error that begins with FOREIGN and names the key; rows before
 0 if the cursor is not what it was.
 
 `CLAIM` raises a fence. KEYS: the fence. ARGV: a run's number. It returns what stood there before; a higher number stays.
-
-Rows of one order that live forever are written 500 at a time, which costs less than one by one. Rows compared by their own headers
-are not: a key that comes twice has to meet what came first.
 
 Numbers are compared in halves, the high one signed, since a Lua number is a double, which holds 53 bits.
 """
