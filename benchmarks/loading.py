@@ -71,6 +71,7 @@ def offline_bytes(bench: Bench, _: int) -> Rows:
 
 
 def _copy_sorted(bench: Bench) -> None:
+    _sorted(bench).unlink(missing_ok=True)  # a file that is written over is flushed to the disk when it is closed
     rows = f"SELECT * FROM '{bench.events}' ORDER BY user_id, happened_at"
     duckdb_session().execute(f"COPY ({rows}) TO '{_sorted(bench)}' (FORMAT parquet, COMPRESSION zstd)")
 

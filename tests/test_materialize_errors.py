@@ -119,6 +119,38 @@ def test_a_process_killed_during_a_run_leaves_what_the_next_run_completes(weathe
     assert {run.status for run in store.runs()} <= {"failed", "completed"}
 
 
+def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left_of_the_run(weather_repo: Repo) -> None:
+    """The write fails in the midst of the file: the error is about the table, not the source, and the next run does it all."""
+    count = 50_000
+    weather_repo.write(
+        "weather.parquet",
+        {
+            "origin": [f"A{each % 500}" for each in range(count)],
+            "observed_at": pa.array(np.arange(NOON - count * 1_000_000, NOON, 1_000_000), pa.int64()).cast(TIME),
+            "temperature": np.random.default_rng(1).random(count),
+            "gusts": pa.array(range(count), pa.int64()),
+        },
+    )
+    weather_repo.now += HOUR
+    store = weather_repo.open()
+    store.apply()
+    [version] = store.applied().versions
+    embedded.ensure_running(weather_repo.folder / ".featurestore" / "online")
+    code = (
+        "import resource, sys; from featurestore import FeatureStore\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))\n"
+        "try:\n"
+        f"    FeatureStore(sys.argv[1], clock=lambda: {weather_repo.now}).materialize()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(weather_repo.folder)], capture_output=True, text=True, check=True)
+    folder = offline_table(store.settings, version).folder
+    assert f"cannot write the table of view 'airport_weather' at {folder}" in ended.stdout
+    assert "File too large" in ended.stdout
+    assert list(folder.glob("*.parquet*")) == []
+    assert store.materialize()[0].rows == count
+
+
 def test_two_runs_on_one_view_exclude_each_other(weather_repo: Repo) -> None:
     """The second is refused at once, names the process that runs, and has done nothing."""
     store = weather_repo.open()

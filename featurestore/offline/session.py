@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,17 +34,9 @@ def configure(*, memory_bytes: int, threads: int, temp_folder: Path | None) -> N
         _limits["temp_directory"] = str(temp_folder)
 
 
-Translation = tuple[type[FeatureStoreError], str]
-
-
 @contextmanager
-def session(
-    error: type[FeatureStoreError], what: str, *, unless_about: Mapping[Path, Translation] | None = None
-) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open a DuckDB session in UTC; its errors leave as `error`, introduced by `what`.
-
-    Those that name a path of `unless_about` leave as that says: what is read and what is written can fail in one query.
-    """
+def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open a DuckDB session in UTC; its errors leave as `error`, introduced by `what`."""
     try:
         with _OPENING:
             connection = _database().cursor()
@@ -62,9 +54,6 @@ def session(
             raise KeyboardInterrupt from reason
         if isinstance(reason, RuntimeError) and not isinstance(reason, duckdb.Error):
             raise
-        for path, (kind, introduction) in (unless_about or {}).items():
-            if str(path) in str(reason):
-                raise kind(f"{introduction}: {reason}") from reason
         raise error(f"{what}: {reason}") from reason
     finally:
         connection.close()

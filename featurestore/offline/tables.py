@@ -45,15 +45,17 @@ from featurestore.clock import from_micros, to_micros
 from featurestore.definitions import FeatureView
 from featurestore.errors import OfflineStoreError, SourceError
 from featurestore.offline.keys import ALGORITHM, key_hash
-from featurestore.offline.session import identifier, literal, parquet, session
+from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.sources import ViewRows
 
-__all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema"]
+__all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema", "write_file"]
 
-OPTIONS = "FORMAT parquet, COMPRESSION lz4_raw, ROW_GROUP_SIZE 8192"
+_GROUP_ROWS = 8192
+_BATCH_ROWS = 8 * _GROUP_ROWS
 _FOOTERS = 512
 _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
+_DICTIONARIES = (pa.string(), pa.binary())
 _VISIBLE = "__visible_time"
 HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_hash")
 
@@ -152,6 +154,25 @@ def _bytes_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
     return size // max(1, sum(group.num_rows for group in groups))
 
 
+def write_file(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
+    """Write what a query gives, in its order, to a Parquet file. It streams: what is sorted is never in memory a second time.
+
+    Arrow's writer takes half the time of DuckDB's own `COPY` for row groups as small as these, and does only what readers use:
+    numbers have no dictionaries, features no statistics.
+    """
+    reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+    with pq.ParquetWriter(
+        path,
+        reader.schema,
+        compression="lz4",
+        use_dictionary=[field.name for field in reader.schema if field.type in _DICTIONARIES],
+        write_statistics=list(HIDDEN),
+        store_schema=False,
+    ) as writer:
+        for batch in reader:
+            writer.write_batch(batch, row_group_size=_GROUP_ROWS)
+
+
 class OfflineTable:
     """The Delta table of one view version, in a folder of its own."""
 
@@ -196,7 +217,7 @@ class OfflineTable:
                 leftover.unlink()
             before = list(self.folder.glob("*.parquet"))
             return self._replace(start, end, rows, run)
-        except (DeltaError, OSError) as reason:
+        except (DeltaError, OSError, pa.ArrowException) as reason:
             self._discard_since(before)
             raise OfflineStoreError(f"{self.trouble}: {reason}") from reason
         except BaseException:
@@ -244,7 +265,7 @@ class OfflineTable:
         names = self.schema.names
         keys = ", ".join(identifier(key.name) for key in self.view.join_keys)
         selected = rows.within(start, end)
-        with session(SourceError, rows.what, unless_about={self.folder: (OfflineStoreError, self.trouble)}) as connection:
+        with session(SourceError, rows.what) as connection:
             hashes = self._key_hashes(connection.sql(f"SELECT DISTINCT {keys} FROM {selected}").to_arrow_table())
             connection.register("key_hashes", hashes)
             order = self._order(rows, has_collisions=pc.count_distinct(hashes["__key_hash"]).as_py() < len(hashes))
@@ -290,7 +311,7 @@ class OfflineTable:
     def copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
         """Write what a query gives, in its order, to a file that no version names yet; to none if it gives no row."""
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
-        connection.execute(f"COPY ({query}) TO {literal(str(unnamed))} ({OPTIONS})")
+        write_file(connection, query, unnamed)
         metadata = pq.read_metadata(unnamed)
         if not metadata.num_rows:
             unnamed.unlink()

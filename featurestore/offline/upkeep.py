@@ -18,8 +18,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from featurestore.errors import OfflineStoreError
-from featurestore.offline.session import identifier, literal, parquet, session
-from featurestore.offline.tables import OPTIONS, DataFile, OfflineTable, Snapshot
+from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.tables import DataFile, OfflineTable, Snapshot, write_file
 
 __all__ = ["compact", "data_files", "discard_unnamed", "erase", "has_many_files", "vacuum"]
 
@@ -154,7 +154,7 @@ def erase(table: OfflineTable, keep: str, *, run: int) -> tuple[Snapshot, int, i
             rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
             for path in rewritten:
                 new = path.with_name(f"{path.name}.writing")
-                connection.execute(f"COPY ({query.format(parquet([path]))}) TO {literal(str(new))} ({OPTIONS})")
+                write_file(connection, query.format(parquet([path])), new)
                 new.replace(path)
         _correct_log(table.folder)
     except (DeltaError, OSError, pa.ArrowException) as reason:

@@ -187,7 +187,7 @@ class RowCodec:
         """Whether each value is a row of these features and of fixed width; if not, one may be deleted, missing or foreign."""
         if not self.is_fixed_width or None in values or {*map(len, cast("Sequence[bytes]", values))} != {self.width}:
             return False
-        return {value[0] for value in cast("Sequence[bytes]", values)} == {_ROW}
+        return b"".join(cast("Sequence[bytes]", values))[:: self.width].count(_ROW) == len(values)
 
     def open(self, rows: Sequence[bytes], *, is_checked: bool = False) -> RowBatch:
         """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
