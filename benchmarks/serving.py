@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from featurestore.online.vectors import LookupPlan
 
 __all__ = ["SERVING_ROWS", "Load"]
 
-CONNECTIONS, SECONDS, BODIES = 32, 3, 100
+CONNECTIONS, SECONDS, BODIES, PACED = 32, 3, 100, 3
 PATH, FEAST_PATH = "/v1/online-features", "/get-online-features"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 EMPTY = "empty ASGI server (floor)"
@@ -167,6 +167,7 @@ def _compared(
     _run(server, load)
     pairs: dict[str, list[tuple[_Run, _Run]]] = {peer: [] for peer, _ in others}
     for _ in range(repetitions):
+        _wait_until_idle(other for _, (other, _) in others)
         own = _run(server, load)
         for peer, (other, theirs) in others:
             pairs[peer].append((own, _run(other, theirs)))
@@ -179,10 +180,22 @@ def _compared(
         rows.append(row)
     if paced:  # beside the first peer, which is the floor: what its percentiles are the generator and the machine have added
         [_, (floor, theirs)] = others[0]
-        latency = _latency(server, load, rows[0].ours / 2)
-        latency |= {f"floor_{name}": each for name, each in _latency(floor, theirs, rows[0].ours / 2).items() if name[0] == "p"}
-        rows[0] = replace(rows[0], latency=latency)
+        _wait_until_idle(other for _, (other, _) in others)
+        runs = [(_latency(server, load, rows[0].ours / 2), _latency(floor, theirs, rows[0].ours / 2)) for _ in range(PACED)]
+        own_runs, floor_runs = zip(*runs, strict=True)
+        latency = {name: statistics.median(run[name] for run in own_runs) for name in own_runs[0]}
+        floors = {name: statistics.median(run[name] for run in floor_runs) for name in floor_runs[0] if name[0] == "p"}
+        rows[0] = replace(rows[0], latency=latency | {f"floor_{name}": each for name, each in floors.items()})
     return rows
+
+
+def _wait_until_idle(servers: Iterable[Server | None]) -> None:
+    """Let servers finish what clients that are gone have asked for: Feast's goes on for seconds, on the cores that ours needs."""
+    for server in servers:
+        used = -1.0
+        while server is not None and server.processor() > used + 0.02:
+            used = server.processor()
+            time.sleep(0.2)
 
 
 @dataclass(frozen=True)

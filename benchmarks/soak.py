@@ -1,8 +1,9 @@
 """A long run at a steady rate: `python -m benchmarks.soak --repo DIR --body FILE --seconds 600 --rate 5000`.
 
-Starts the service of a repo, finds by `--share` of its greatest rate how fast to ask unless `--rate` says so, and asks for what the
-file holds. Each slice's requests, errors, latencies and memory are a line; the last line says how far memory and p99 drifted from
-the second slice to the last. It ends by itself.
+Starts the service of a repo, finds by `--share` of its greatest rate how fast to ask unless `--rate` says so, and asks for what
+the file holds. Each slice's requests, errors, latencies and memory are a line. The last line says how far memory drifted from the
+second slice to the last, and how the greatest rate compares with that of a server just started, measured in turn: what the
+machine itself does in ten minutes would else count as ours. It ends by itself.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import argparse
 import asyncio
 import json
 import re
-import subprocess
+import statistics
 import sys
 import time
 from collections import deque
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,9 @@ import httpx
 import numpy as np
 import uvloop
 
-PATH = "/v1/online-features"
+from benchmarks.servers import Server, served
+
+PATH, CONNECTIONS, SECONDS, PAIRS = "/v1/online-features", 32, 3, 7
 
 
 class _Connection(asyncio.Protocol):
@@ -97,32 +101,58 @@ def _memory(pid: int) -> float:
     return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1000
 
 
-async def _soak(url: str, pid: int, body: bytes, options: argparse.Namespace) -> int:
+async def _connected(url: str, body: bytes) -> _Load:
+    """Return a load over connections to a server."""
     host, port = httpx.URL(url).host, httpx.URL(url).port or 80
     head = f"POST {PATH} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     load = _Load(head.encode() + body)
-    loop = asyncio.get_running_loop()
-    for _ in range(32):
-        await loop.create_connection(lambda: _Connection(load), host, port)
-    await load.run(0, 3)
-    greatest = len(load.latencies) / 3
-    rate = options.rate or options.share * greatest
-    print(json.dumps({"greatest_per_s": round(greatest), "rate_per_s": round(rate)}), flush=True)
-    slices, left = [], options.seconds
-    while left > 0:
-        load.latencies = []
-        length = min(options.slice, left)
-        await load.run(rate, length)
-        left -= length
-        p50, p99 = np.quantile(load.latencies, [0.5, 0.99]) * 1000
-        slices.append((_memory(pid), p99))
-        line = {"requests": len(load.latencies), "errors": load.errors, "p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
-        print(json.dumps(line | {"memory_mb": round(slices[-1][0], 1)}), flush=True)
-    load.is_over = True
-    first, last = slices[min(1, len(slices) - 1)], slices[-1]
-    drift = {"memory_drift": round(last[0] / first[0] - 1, 4), "p99_drift": round(last[1] / first[1] - 1, 2), "errors": load.errors}
-    print(json.dumps(drift), flush=True)
-    return int(load.errors > 0)
+    for _ in range(CONNECTIONS):
+        await asyncio.get_running_loop().create_connection(lambda: _Connection(load), host, port)
+    return load
+
+
+async def _greatest(load: _Load) -> float:
+    load.latencies = []
+    await load.run(0, SECONDS)
+    return len(load.latencies) / SECONDS
+
+
+async def _soak(options: argparse.Namespace) -> int:
+    body = options.body.read_bytes().strip()
+    with _served(options) as server:
+        load = await _connected(server.url, body)
+        rate = options.rate or options.share * await _greatest(load)
+        print(json.dumps({"rate_per_s": round(rate)}), flush=True)
+        memory, left = [], options.seconds
+        while left > 0:
+            load.latencies = []
+            length = min(options.slice, left)
+            await load.run(rate, length)
+            left -= length
+            p50, p99 = np.quantile(load.latencies, [0.5, 0.99]) * 1000
+            memory.append(_memory(server.pid))
+            line = {"requests": len(load.latencies), "errors": load.errors, "p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
+            print(json.dumps(line | {"memory_mb": round(memory[-1], 1)}), flush=True)
+        with _served(options) as fresh:
+            other = await _connected(fresh.url, body)
+            await _greatest(other)
+            pairs = [(await _greatest(load), await _greatest(other)) for _ in range(PAIRS)]
+            errors = load.errors + other.errors
+            load.is_over = other.is_over = True
+    ratios = [one / two for one, two in pairs]
+    last = {
+        "memory_drift": round(memory[-1] / memory[min(1, len(memory) - 1)] - 1, 4),
+        "greatest_per_s": [round(statistics.median(side)) for side in zip(*pairs, strict=True)],
+        "of_a_fresh_server": round(statistics.median(ratios), 2),
+        "least_and_greatest": [round(min(ratios), 2), round(max(ratios), 2)],
+        "errors": errors,
+    }
+    print(json.dumps(last), flush=True)
+    return int(errors > 0)
+
+
+def _served(options: argparse.Namespace) -> AbstractContextManager[Server]:
+    return served("featurestore_server", "--repo", str(Path(options.repo).resolve()), "--port", "0", "--json")
 
 
 def main() -> int:
@@ -135,15 +165,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=0, help="requests per second")
     parser.add_argument("--share", type=float, default=0.7, help="of the greatest rate, where no rate is given")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "featurestore_server", "--repo", options.repo, "--port", "0", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
-        return uvloop.run(_soak(url, process.pid, options.body.read_bytes().strip(), options))
-    finally:
-        process.terminate()
-        process.wait(30)
+    return uvloop.run(_soak(options))
 
 
 if __name__ == "__main__":
