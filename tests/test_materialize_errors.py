@@ -23,6 +23,7 @@ from featurestore.errors import (
     SourceError,
 )
 from featurestore.materialize import offline_table
+from featurestore.offline.tables import OfflineTable
 from featurestore.online import embedded
 from tests.conftest import HOUR, NOON, TIME, WEATHER, Repo, at
 from tests.contents import table_rows, temperatures
@@ -149,6 +150,20 @@ def test_a_disk_that_takes_no_more_is_named_and_nothing_is_left_of_the_run(weath
     assert "File too large" in ended.stdout
     assert list(folder.glob("*.parquet*")) == []
     assert store.materialize()[0].rows == count
+
+
+def test_files_that_change_while_they_are_read_are_refused(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys are read before rows: a row whose key was not there yet is neither written without its hash nor lost."""
+    store = weather_repo.open()
+    store.apply()
+    hashes_of = OfflineTable._key_hashes
+    monkeypatch.setattr(OfflineTable, "_key_hashes", lambda table, keys: hashes_of(table, keys)[1:])
+    with pytest.raises(SourceError, match="the files have changed while they were read; run again"):
+        store.materialize()
+    [version] = store.applied().versions
+    assert list(offline_table(store.settings, version).folder.glob("*.parquet*")) == []
+    monkeypatch.setattr(OfflineTable, "_key_hashes", hashes_of)
+    assert store.materialize()[0].rows == 2
 
 
 def test_two_runs_on_one_view_exclude_each_other(weather_repo: Repo) -> None:

@@ -45,7 +45,7 @@ from featurestore.clock import from_micros, to_micros
 from featurestore.definitions import FeatureView
 from featurestore.errors import OfflineStoreError, SourceError
 from featurestore.offline.keys import ALGORITHM, key_hash
-from featurestore.offline.session import identifier, parquet, session
+from featurestore.offline.session import identifier, literal, parquet, session
 from featurestore.offline.sources import ViewRows
 
 __all__ = ["DataFile", "Footer", "OfflineTable", "Snapshot", "table_schema", "write_file"]
@@ -57,6 +57,8 @@ _SAMPLED_ROW_GROUPS = 8
 _TIME = pa.timestamp("us", "UTC")
 _DICTIONARIES = (pa.string(), pa.binary())
 _VISIBLE = "__visible_time"
+_CHANGED = "the files have changed while they were read; run again"
+_NEVER_NULL = ("__visible_time", "__seq", "__key_hash")
 HIDDEN = ("__event_time", "__created_time", "__visible_time", "__seq", "__key_hash")
 
 
@@ -154,23 +156,34 @@ def _bytes_per_row(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
     return size // max(1, sum(group.num_rows for group in groups))
 
 
-def write_file(connection: duckdb.DuckDBPyConnection, query: str, path: Path) -> None:
-    """Write what a query gives, in its order, to a Parquet file. It streams: what is sorted is never in memory a second time.
+def write_file(connection: duckdb.DuckDBPyConnection, query: str, source: str, path: Path) -> None:
+    """Write what a query gives of a source's rows, in its order, to a Parquet file. It streams: what is sorted is held once.
 
     Arrow's writer takes half the time of DuckDB's own `COPY` for row groups as small as these, and does only what readers use:
-    numbers have no dictionaries, features no statistics.
+    numbers have no dictionaries, features no statistics. Columns that are never null in the source are said to be so, which
+    makes them a quarter faster to read; should one be null after all, writing fails.
     """
+    present = {*_NEVER_NULL, *_never_null(connection, source)}
     reader = connection.sql(query).to_arrow_reader(_BATCH_ROWS)
+    schema = pa.schema([field.with_nullable(field.name not in present) for field in reader.schema])
     with pq.ParquetWriter(
         path,
-        reader.schema,
+        schema,
         compression="lz4",
-        use_dictionary=[field.name for field in reader.schema if field.type in _DICTIONARIES],
+        use_dictionary=[field.name for field in schema if field.type in _DICTIONARIES],
         write_statistics=list(HIDDEN),
         store_schema=False,
     ) as writer:
         for batch in reader:
-            writer.write_batch(batch, row_group_size=_GROUP_ROWS)
+            writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=schema), row_group_size=_GROUP_ROWS)
+
+
+def _never_null(connection: duckdb.DuckDBPyConnection, source: str) -> set[str]:
+    """Return the columns of which DuckDB's statistics say that they hold no null."""
+    names = connection.sql(f"SELECT * FROM {source}").columns
+    columns = ", ".join(f"stats({identifier(name)}).has_null" for name in names)
+    found = connection.execute(f"SELECT {columns} FROM {source} LIMIT 1").fetchall()
+    return {name for row in found for name, has_null in zip(names, row, strict=True) if has_null is False}
 
 
 class OfflineTable:
@@ -270,18 +283,16 @@ class OfflineTable:
             connection.register("key_hashes", hashes)
             order = self._order(rows, has_collisions=pc.count_distinct(hashes["__key_hash"]).as_py() < len(hashes))
             # What can be computed afterwards is not carried through the sort.
+            earlier = {"__seq": rows.seq, "__key_hash": f"coalesce(__key_hash, error({literal(_CHANGED)}))"}
             carried = ", ".join(
-                f"{rows.seq} AS __seq" if name == "__seq" else identifier(name)
+                f"{earlier.get(name, identifier(name))} AS {identifier(name)}"
                 for name in names
                 if name != _VISIBLE or rows.visible == _VISIBLE
             )
             ordered = f"SELECT {carried} FROM {selected} LEFT JOIN key_hashes USING ({keys}) ORDER BY {order}"
             later = {"__seq": "CAST(__seq AS BIGINT)", _VISIBLE: rows.visible}
             columns = ", ".join(f"{later.get(name, identifier(name))} AS {identifier(name)}" for name in names)
-            files = self.copy(connection, f"SELECT {columns} FROM ({ordered})")
-        if any(_nulls(file, "__key_hash") for file in files):
-            raise SourceError(f"{rows.what}: the files have changed while they were read; run again")
-        return files
+            return self.copy(connection, f"SELECT {columns} FROM ({ordered})", selected)
 
     def _key_hashes(self, keys: pa.Table) -> pa.Table:
         return keys.append_column(
@@ -303,15 +314,16 @@ class OfflineTable:
 
     def _write_rest(self, connection: duckdb.DuckDBPyConnection, file: DataFile, start: int, end: int) -> Iterator[DataFile]:
         """Write again what a file holds before and after the interval; a filter over one file keeps its order."""
+        source = parquet([file.path])
         if file.first <= start:
-            yield from self.copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) <= {start}")
+            yield from self.copy(connection, f"SELECT * FROM {source} WHERE epoch_us(__visible_time) <= {start}", source)
         if file.last > end:
-            yield from self.copy(connection, f"SELECT * FROM {parquet([file.path])} WHERE epoch_us(__visible_time) > {end}")
+            yield from self.copy(connection, f"SELECT * FROM {source} WHERE epoch_us(__visible_time) > {end}", source)
 
-    def copy(self, connection: duckdb.DuckDBPyConnection, query: str) -> list[DataFile]:
-        """Write what a query gives, in its order, to a file that no version names yet; to none if it gives no row."""
+    def copy(self, connection: duckdb.DuckDBPyConnection, query: str, source: str) -> list[DataFile]:
+        """Write what a query gives of a source's rows, in its order, to a file that no version names yet; if empty, to none."""
         unnamed = self.folder / f"{uuid.uuid4().hex[:16]}.parquet.writing"
-        write_file(connection, query, unnamed)
+        write_file(connection, query, source, unnamed)
         metadata = pq.read_metadata(unnamed)
         if not metadata.num_rows:
             unnamed.unlink()
@@ -357,12 +369,6 @@ def _add(file: DataFile, now: int, *, is_new: bool) -> AddAction:
         data_change=is_new,
         stats=orjson.dumps(stats).decode(),
     )
-
-
-def _nulls(file: DataFile, name: str) -> int:
-    metadata = file.footer().metadata
-    column = _column(metadata, name)
-    return sum(metadata.row_group(number).column(column).statistics.null_count or 0 for number in range(metadata.num_row_groups))
 
 
 def _stamp(instant: int) -> str:

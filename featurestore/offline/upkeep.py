@@ -45,7 +45,7 @@ def compact(table: OfflineTable, *, run: int) -> tuple[Snapshot, int]:
         delta = table.open()
         groups = list(_groups(table.files_of(delta)))
         with session(OfflineStoreError, table.trouble) as connection:
-            added = [file for group in groups for file in table.copy(connection, _merged(table, group))]
+            added = [file for group in groups for file in _merged(table, connection, group)]
         if groups:
             table.commit(delta, [file for group in groups for file in group], added, run, is_new=False)
     except (DeltaError, OSError, pa.ArrowException) as reason:
@@ -66,10 +66,11 @@ def _groups(snapshot: Snapshot) -> Iterator[list[DataFile]]:
         yield group
 
 
-def _merged(table: OfflineTable, files: Iterable[DataFile]) -> str:
+def _merged(table: OfflineTable, connection: duckdb.DuckDBPyConnection, files: Iterable[DataFile]) -> list[DataFile]:
     keys = ", ".join(identifier(key.name) for key in table.view.join_keys)
     order = f"__key_hash, {keys}, __visible_time, __event_time, __created_time NULLS FIRST, __seq"
-    return f"SELECT * FROM {parquet(file.path for file in files)} ORDER BY {order}"
+    source = parquet(file.path for file in files)
+    return table.copy(connection, f"SELECT * FROM {source} ORDER BY {order}", source)
 
 
 def vacuum(table: OfflineTable, versions: set[int], *, kept_ms: int = _READABLE_MS) -> int:
@@ -145,8 +146,8 @@ def erase(table: OfflineTable, keep: str, *, run: int) -> tuple[Snapshot, int, i
             delta = table.open()
             current = table.files_of(delta).files
             touched = [(file, count) for file in current if (count := _count(connection, file.path, f"NOT ({keep})"))]
-            query = "SELECT * FROM {} WHERE " + keep
-            added = [new for file, _ in touched for new in table.copy(connection, query.format(parquet([file.path])))]
+            kept = [(parquet([file.path]), f"SELECT * FROM {parquet([file.path])} WHERE {keep}") for file, _ in touched]
+            added = [new for source, query in kept for new in table.copy(connection, query, source)]
             if touched:
                 table.commit(delta, [file for file, _ in touched], added, run)
             snapshot = table.snapshot()
@@ -154,7 +155,8 @@ def erase(table: OfflineTable, keep: str, *, run: int) -> tuple[Snapshot, int, i
             rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
             for path in rewritten:
                 new = path.with_name(f"{path.name}.writing")
-                write_file(connection, query.format(parquet([path])), new)
+                source = parquet([path])
+                write_file(connection, f"SELECT * FROM {source} WHERE {keep}", source, new)
                 new.replace(path)
         _correct_log(table.folder)
     except (DeltaError, OSError, pa.ArrowException) as reason:
