@@ -146,8 +146,7 @@ def erase(table: OfflineTable, keep: str, *, run: int) -> tuple[Snapshot, int, i
             delta = table.open()
             current = table.files_of(delta).files
             touched = [(file, count) for file in current if (count := _count(connection, file.path, f"NOT ({keep})"))]
-            kept = [(parquet([file.path]), f"SELECT * FROM {parquet([file.path])} WHERE {keep}") for file, _ in touched]
-            added = [new for source, query in kept for new in table.copy(connection, query, source)]
+            added = [new for file, _ in touched for new in table.copy(connection, *_kept(file.path, keep))]
             if touched:
                 table.commit(delta, [file for file, _ in touched], added, run)
             snapshot = table.snapshot()
@@ -155,13 +154,18 @@ def erase(table: OfflineTable, keep: str, *, run: int) -> tuple[Snapshot, int, i
             rewritten = [path for path in sorted(older) if _count(connection, path, f"NOT ({keep})")]
             for path in rewritten:
                 new = path.with_name(f"{path.name}.writing")
-                source = parquet([path])
-                write_file(connection, f"SELECT * FROM {source} WHERE {keep}", source, new)
+                write_file(connection, *_kept(path, keep), new)
                 new.replace(path)
         _correct_log(table.folder)
     except (DeltaError, OSError, pa.ArrowException) as reason:
         raise OfflineStoreError(f"{table.trouble}: {reason}") from reason
     return snapshot, sum(count for _, count in touched), len(added) + len(rewritten)
+
+
+def _kept(path: Path, keep: str) -> tuple[str, str]:
+    """Return the query of a file's rows for which a condition is true, and what it reads."""
+    source = parquet([path])
+    return f"SELECT * FROM {source} WHERE {keep}", source
 
 
 def _correct_log(folder: Path) -> None:
