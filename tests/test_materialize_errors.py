@@ -166,6 +166,23 @@ def test_files_that_change_while_they_are_read_are_refused(weather_repo: Repo, m
     assert store.materialize()[0].rows == 2
 
 
+def test_a_null_that_statistics_deny_stops_the_run(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A column that was said to have no null is written without room for one: it is refused, not replaced by a value."""
+    times = pa.array([at(NOON - HOUR), at(NOON - 2 * HOUR)], TIME)
+    columns = {"origin": ["EWR", "JFK"], "observed_at": times, "temperature": [1.0, None], "gusts": pa.array([1, 2])}
+    weather_repo.write("weather.parquet", columns)
+    store = weather_repo.open()
+    store.apply()
+    with monkeypatch.context() as patched:
+        patched.setattr("featurestore.offline.tables._never_null", lambda *_: {"temperature"})
+        with pytest.raises(OfflineStoreError, match="'temperature' is declared non-nullable but contains nulls"):
+            store.materialize()
+    [version] = store.applied().versions
+    assert list(offline_table(store.settings, version).folder.glob("*.parquet*")) == []
+    store.materialize()
+    assert sorted(row["temperature"] or 0 for row in table_rows(store, ["temperature"])) == [0, 1.0]
+
+
 def test_two_runs_on_one_view_exclude_each_other(weather_repo: Repo) -> None:
     """The second is refused at once, names the process that runs, and has done nothing."""
     store = weather_repo.open()
