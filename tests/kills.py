@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,10 +86,8 @@ Moment = tuple[str, str, int]
 
 def change(folder: str | Path, now: int, steps: list[str]) -> None:
     """Do some steps on a repo: what the child does, and whoever comes after it was killed. Chunks are small, so there are many."""
-    import featurestore.materialize as module
-
-    module._CHUNK_ROWS, module._LOAD_ROWS = 400, 100
-    with FeatureStore(folder, clock=lambda: now) as store:
+    chunks = mock.patch.multiple("featurestore.materialize", _CHUNK_ROWS=400, _LOAD_ROWS=100)
+    with chunks, FeatureStore(folder, clock=lambda: now) as store:
         for step in steps:
             if step == "apply":
                 store.apply()

@@ -42,7 +42,6 @@ def outcome(store: FeatureStore) -> list[tuple[int, int, int]]:
     return sorted({(view.different, view.missing_online, view.extra_online) for view in found.views})
 
 
-@pytest.mark.timeout(360)
 def test_all_flights_agree_through_runs_restarts_and_erasure(flights: Path) -> None:
     """Every key of every view of the example: after the first run, an incremental one, a restart of all, and an erasure."""
     now = DECEMBER_28
