@@ -35,11 +35,12 @@ model = FeatureService("model", features=[activity])
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many rows the source has, how many keys they spread over, and how many rows the spine has."""
+    """How many rows the source has, keys these have, and rows the spine has; and for how many seconds a server is loaded."""
 
     rows: int
     keys: int
     spine: int
+    seconds: int = 3
 
 
 @dataclass(frozen=True)

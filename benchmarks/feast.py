@@ -9,8 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,18 +114,16 @@ def _end(process: subprocess.Popen[Any]) -> None:
         process.wait()
 
 
-@contextmanager
-def feast_served(bench: Bench) -> Iterator[Server]:
-    """Serve Feast's features over HTTP with one worker that does not restart, as documented."""
+@cache
+def feast_served(bench: Bench) -> Server:
+    """Return Feast's server, with one worker that does not restart, as documented; it serves all rows, and ends with the bench."""
     peer, port = feast_loaded(bench), free_port()
     options = ["--no-access-log", "--workers", "1", "--max-requests", "0", "--max-requests-jitter", "0"]
     command = [str(peer.python.with_name("feast")), "-c", str(peer.folder), "serve", "-p", str(port), *options]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-    try:
-        wait_until_answered(f"http://127.0.0.1:{port}/health", process)
-        yield Server(f"http://127.0.0.1:{port}", process.pid)
-    finally:
-        _end(process)
+    bench.ending.callback(_end, process)
+    wait_until_answered(f"http://127.0.0.1:{port}/health", process)
+    return Server(f"http://127.0.0.1:{port}", process.pid)
 
 
 def wait_until_answered(url: str, process: subprocess.Popen[Any]) -> None:

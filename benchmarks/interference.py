@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
-import socket
 import subprocess
 import sys
 import time
@@ -20,28 +18,34 @@ import pyarrow.parquet as pq
 from benchmarks.data import Bench, keys_and_times
 from benchmarks.rows import Rows, row_of
 from benchmarks.servers import served
-from benchmarks.serving import PATH, SECONDS
+from benchmarks.serving import BODIES, JSON, PATH, Load
 
 __all__ = ["INTERFERENCE_ROWS"]
 
 RATE = 500
-LEAST_ROWS = 8_000_000  # which take longer than the lookups beside them
+LEAST_ROWS = 2_700_000  # which take longer than a second of lookups beside them
 
 
 def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
     """Compare the p99 of paced lookups while a training query of as many rows as the table runs on the server with that without."""
     spine = bench.folder / "long_spine.parquet"
-    rows = max(bench.sizes.rows, LEAST_ROWS)
+    rows = max(bench.sizes.rows, LEAST_ROWS * bench.sizes.seconds)
     pq.write_table(pa.table(keys_and_times(np.random.default_rng(7), rows, bench.sizes.keys, "event_timestamp")), spine)
+    users = np.random.default_rng(8).integers(0, bench.sizes.keys, BODIES).tolist()
+    bodies = [json.dumps({"feature_service": "model", "entities": {"user_id": [user]}}).encode() for user in users]
+    load = Load(PATH, JSON, bench.folder / "beside_training", bench.sizes.seconds).write(bodies)
+
+    def p99(url: str) -> float:
+        return load.latency(url, RATE)["p99"] * 1e3
+
     pairs = []
     with served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
-        _p99(service.url)
         for _ in range(repetitions):
             with _training(service.url, spine) as is_running:
-                during = _p99(service.url)
+                during = p99(service.url)
                 if not is_running():
                     raise AssertionError("the training query ended before the lookups did: give it more rows")
-            pairs.append((during, _p99(service.url)))
+            pairs.append((during, p99(service.url)))
     what = f"p99 of {RATE} HTTP lookups a second while a training query of {rows:,} rows runs, 1 worker"
     return [row_of("lookup_during_training", what, "µs", "the same without a training query (floor)", pairs)]
 
@@ -75,44 +79,6 @@ def read_training_set(url: str, spine: str) -> None:
         raise AssertionError(answer.read())
     while answer.readinto(place):
         pass
-
-
-def _p99(url: str) -> float:
-    code = "import sys; from benchmarks.interference import paced; paced(sys.argv[1])"
-    command = [sys.executable, "-c", code, url]
-    return float(subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True).stdout)
-
-
-def paced(url: str) -> None:
-    """Look random entities up at random moments, and print the p99 of the answers, counted from these moments, in microseconds."""
-    host, _, port = url.removeprefix("http://").partition(":")
-    random, taken = np.random.default_rng(8), []
-    with socket.create_connection((host, int(port))) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        due = time.perf_counter()
-        end = due + SECONDS
-        while due < end:
-            body = json.dumps({"feature_service": "model", "entities": {"user_id": [int(random.integers(0, 10_000))]}}).encode()
-            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            due += random.exponential(1 / RATE)
-            time.sleep(max(0.0, due - time.perf_counter()))
-            connection.sendall(head.encode() + body)
-            _receive(connection)
-            taken.append(time.perf_counter() - due)
-    print(np.percentile(taken, 99) * 1e6)
-
-
-def _receive(connection: socket.socket) -> None:
-    content = b""
-    while b"\r\n\r\n" not in content:
-        content += connection.recv(65_536)
-    head, _, body = content.partition(b"\r\n\r\n")
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise AssertionError(content)
-    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
-    assert length, head
-    while len(body) < int(length[1]):
-        body += connection.recv(65_536)
 
 
 INTERFERENCE_ROWS: dict[str, Callable[..., Rows]] = {"lookup_during_training": lookup_during_training}

@@ -31,7 +31,6 @@ from tests.servers import cluster, server
 __all__ = ["LOADING_ROWS"]
 
 BATCH = 1_000
-WARMING = 300
 
 
 # Offline
@@ -165,13 +164,12 @@ def latency(bench: Bench, repetitions: int) -> Rows:
     store, version, count = bench.store.online, replace(version_of(bench), uid="benchmar"), 100_000
     keys, features, instants = _table(count)
     name = (keys_of(version_of(bench)).plain([[1]]) or [b""])[0]
-    seconds, run = 3.0, 0
+    run = 0
 
     @contextmanager
     def reading() -> Iterator[subprocess.Popen[str]]:
-        code = "import sys; from benchmarks.loading import paced; paced(*sys.argv[1:])"
-        arguments = [sys.executable, "-c", code, path_of(store), (name or b"").hex(), str(seconds)]
-        with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as reader:
+        command = [sys.executable, "-m", "benchmarks.paced_reads", path_of(store), (name or b"").hex(), str(bench.sizes.seconds)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) as reader:
             assert reader.stdout is not None
             reader.stdout.readline()  # it reads
             yield reader
@@ -186,8 +184,8 @@ def latency(bench: Bench, repetitions: int) -> Rows:
         while reader.poll() is None:
             run += 1
             with store.load(version, run=run, now=START, max_rate=max_rate) as loading:
-                for first in range(0, count, 5_000):
-                    key, rows, at = (each.slice(first, 5_000) for each in (keys, features, instants))
+                for first in range(0, count, 1_000):
+                    key, rows, at = (each.slice(first, 1_000) for each in (keys, features, instants))
                     loading.write([key], rows, at)
                     if reader.poll() is not None:
                         break
@@ -202,30 +200,6 @@ def latency(bench: Bench, repetitions: int) -> Rows:
         row_of("load_p99", what, "µs", calm, [(paced, other) for paced, other, _ in each]),
         row_of("load_p99", what, "µs", full, [(paced, other) for paced, _, other in each]),
     ]
-
-
-def paced(path: str, name: str, seconds: str) -> None:
-    """Read a key a thousand times a second, say so, and print the p99 of later answers in microseconds."""
-    from featurestore.online.frames import mget
-    from featurestore.online.links import Link
-    from featurestore.online.topology import Access, Endpoint
-
-    link, asked, random = Link(Endpoint(path=path), Access(5.0)), mget([bytes.fromhex(name)]), np.random.default_rng(5)
-    taken: list[float] = []
-    print("reading", flush=True)
-    for _ in range(WARMING):  # a load that begins now has seen then that somebody reads
-        time.sleep(0.001)
-        link.exchange(asked, 1)
-    end = due = time.perf_counter()
-    end += float(seconds)
-    while (now := time.perf_counter()) < end:
-        time.sleep(max(0.0, due - now))
-        due = max(due, now) + random.exponential(1 / 1000)
-        began = time.perf_counter()
-        link.exchange(asked, 1)
-        taken.append(time.perf_counter() - began)
-    link.close()
-    print(np.percentile(taken, 99) * 1e6)
 
 
 def bulk_load(bench: Bench, repetitions: int) -> Rows:

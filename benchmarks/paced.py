@@ -1,6 +1,7 @@
 """Requests at a constant rate over a few connections; latency counts from when a request was due, so a stall hides nothing.
 
-`python -m benchmarks.paced URL MEDIA_TYPE FOLDER RATE KEY` sends the bodies of a folder in turn, and prints percentiles as JSON.
+`python -m benchmarks.paced URL MEDIA_TYPE FOLDER RATE SECONDS KEY` sends the bodies of a folder in turn, and prints percentiles as
+JSON; a third of that time goes by before it counts.
 Between two moments it sleeps: one that spins would take a core from the server and its online store, and measure that.
 """
 
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-CONNECTIONS, SECONDS, WARM, PATIENCE = 32, 4.0, 1.0, 5.0
+CONNECTIONS, PATIENCE = 32, 5.0
 _PR_SET_TIMERSLACK = 29
 _MOST_BYTES = 1 << 20
 
@@ -70,14 +71,15 @@ def _requests(url: str, media_type: str, folder: Path, key: str) -> list[bytes]:
     return requests
 
 
-def _run(url: str, requests: list[bytes], rate: float) -> dict[str, float]:
+def _run(url: str, requests: list[bytes], rate: float, seconds: float) -> dict[str, float]:
     parts = urlsplit(url)
     free = deque(_Connection((parts.hostname or "", parts.port or 80)) for _ in range(CONNECTIONS))
     by_number = {each.socket.fileno(): each for each in free}
     ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)  # else Linux may wake a sleeper 50 µs late
     taken: list[tuple[float, float]] = []
     begun, sent, waiting = time.perf_counter(), 0, deque[float]()
-    end = begun + SECONDS
+    counted = begun + seconds / 3
+    end = counted + seconds
     while (now := time.perf_counter()) < end or (len(taken) < sent and now < end + PATIENCE):
         while (due := begun + sent / rate) <= now and due < end:
             waiting.append(due)
@@ -90,11 +92,11 @@ def _run(url: str, requests: list[bytes], rate: float) -> dict[str, float]:
             if connection.is_answered():
                 taken.append((connection.due, time.perf_counter() - connection.due))
                 free.append(connection)
-    found = np.array([latency for due, latency in taken if due > begun + WARM]) * 1e3
+    found = np.array([latency for due, latency in taken if due > counted]) * 1e3
     percentiles = {f"p{each:g}": round(float(np.percentile(found, each)), 3) for each in (50, 90, 99, 99.9)}
     return {"rate": rate, **percentiles, "unanswered": sent - len(taken)}
 
 
 if __name__ == "__main__":
-    target, kind, bodies, speed, secret = sys.argv[1:]
-    print(json.dumps(_run(target, _requests(target, kind, Path(bodies), secret), float(speed))))
+    target, kind, bodies, speed, length, secret = sys.argv[1:]
+    print(json.dumps(_run(target, _requests(target, kind, Path(bodies), secret), float(speed), float(length))))

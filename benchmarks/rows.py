@@ -14,8 +14,9 @@ import duckdb
 
 __all__ = ["Cost", "Row", "Rows", "compare", "duckdb_session", "measured", "memory_of", "row_of"]
 
-SLOW_SECONDS, VERY_SLOW_SECONDS = 15.0, 100.0
-"""A peer that takes longer is run once after its first run, or not again, as no warming would change it; its row says how often."""
+SLOW_SECONDS, VERY_SLOW_SECONDS, QUICK_SECONDS = 15.0, 100.0, 1.0
+"""A peer that takes longer is run once after its first run, or not again, as no warming would change it; its row says how often.
+Where nothing is repeated, a second is long."""
 
 Rows = list["Row"]
 Call = Callable[[], object]
@@ -66,12 +67,13 @@ def compare(name: str, what: str, ours: Call, peers: Mapping[str, Call], repetit
         except Exception as reason:  # noqa: BLE001 (that it fails is the result)
             failed[peer] = f"{type(reason).__name__}: {reason}"
     theirs: dict[str, list[tuple[Cost, Cost]]] = {peer: [] for peer in warm}
+    limit = VERY_SLOW_SECONDS if repetitions > 1 else QUICK_SECONDS
     for repetition in range(repetitions):
         for peer in warm:
             first = warm[peer]
             if repetition < (1 if first.seconds > SLOW_SECONDS else repetitions):
                 mine.append(measured(ours))
-                theirs[peer].append((mine[-1], first if first.seconds > VERY_SLOW_SECONDS else measured(peers[peer])))
+                theirs[peer].append((mine[-1], first if first.seconds > limit else measured(peers[peer])))
     took = mine[0].seconds if count is None else count / mine[0].seconds
     unit = "s" if count is None else "per s"
     rows = [Row(name, what, unit, took, None, peer, None, None, 1, error=error) for peer, error in failed.items()]

@@ -13,8 +13,9 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from featurestore.online.vectors import LookupPlan
 
 __all__ = ["SERVING_ROWS", "Load"]
 
-CONNECTIONS, SECONDS, BODIES, PACED = 32, 3, 100, 3
+CONNECTIONS, BODIES, PACED = 32, 100, 3
+FEAST_SECONDS = 3  # in which it gives some answer
 PATH, FEAST_PATH = "/v1/online-features", "/get-online-features"
 JSON, ARROW = "application/json", "application/vnd.apache.arrow.stream"
 EMPTY = "empty ASGI server (floor)"
@@ -46,6 +48,17 @@ def _service(bench: Bench, *options: str, **variables: str) -> AbstractContextMa
     return served("featurestore_server", "--repo", root, "--port", "0", "--json", *options, **variables)
 
 
+@cache
+def _one_worker(bench: Bench) -> Server:
+    """Return the server of most rows, which ends with the bench."""
+    return bench.ending.enter_context(_service(bench))
+
+
+@cache
+def _empty_server(bench: Bench) -> Server:
+    return bench.ending.enter_context(served("benchmarks.empty_server"))
+
+
 @dataclass(frozen=True)
 class Load:
     """What is asked of a server: bodies in turn, each in a file."""
@@ -53,9 +66,9 @@ class Load:
     path: str
     media_type: str
     folder: Path
+    seconds: int
     connections: int = CONNECTIONS
     key: str = ""
-    seconds: int = SECONDS
 
     def write(self, bodies: list[bytes]) -> Load:
         """Write what is sent, and the script that makes wrk send it."""
@@ -107,6 +120,7 @@ class Load:
             self.media_type,
             str(self.folder),
             f"{rate:.1f}",
+            str(self.seconds),
             self.key,
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
@@ -117,10 +131,11 @@ class Load:
 class Reads:
     """The rows of the same lookups read by a client that does nothing with them, over as many connections as the load has."""
 
-    def __init__(self, store: FeatureStore, service: str, users: np.ndarray, connections: int) -> None:
+    def __init__(self, store: FeatureStore, service: str, users: np.ndarray, connections: int, seconds: int) -> None:
         plan = LookupPlan(store.selection(service), store.functions.of)
         layout, self.lookups = store.online.topology.layout(), len(plan.lookups)
         self.payloads = [self._commands(plan, each) for each in users]
+        self.seconds = seconds
         self.links = [Link(layout.endpoints[0], store.online.topology.access) for _ in range(connections)]
 
     @staticmethod
@@ -137,7 +152,7 @@ class Reads:
             link = self.links[number % len(self.links)]
             if number >= len(self.links):
                 link.receive(self.lookups)
-            if time.perf_counter() > begun + SECONDS:
+            if time.perf_counter() > begun + self.seconds:
                 break
             link.send(payload)
         for place in range(1, len(self.links)):
@@ -153,9 +168,9 @@ def _loads(bench: Bench, name: str, service: str, entities: int) -> tuple[Load, 
     """Return the same lookups in our words and in Feast's."""
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (BODIES, entities)).tolist()
     bodies = [json.dumps({"feature_service": service, "entities": {"user_id": each}}).encode() for each in users]
-    ours = Load(PATH, JSON, bench.folder / name, key=_key(bench)).write(bodies)
+    ours = Load(PATH, JSON, bench.folder / name, bench.sizes.seconds, key=_key(bench)).write(bodies)
     named = [json.dumps({**json.loads(body), "full_feature_names": True}).encode() for body in bodies]
-    return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast").write(named)
+    return ours, Load(FEAST_PATH, JSON, bench.folder / f"{name}_feast", max(FEAST_SECONDS, bench.sizes.seconds)).write(named)
 
 
 def _compared(
@@ -164,6 +179,9 @@ def _compared(
     """Measure the first of some servers under their loads in turn with the others."""
     (mine, (server, load)), *others = loads.items()
     assert mine == "ours"
+    for each, _ in loads.values():
+        if each is not None:
+            each.forget_peak()
     _run(server, load)
     pairs: dict[str, list[tuple[_Run, _Run]]] = {peer: [] for peer, _ in others}
     for _ in range(repetitions):
@@ -181,7 +199,8 @@ def _compared(
     if paced:  # beside the first peer, which is the floor: what its percentiles are the generator and the machine have added
         [_, (floor, theirs)] = others[0]
         _wait_until_idle(other for _, (other, _) in others)
-        runs = [(_latency(server, load, rows[0].ours / 2), _latency(floor, theirs, rows[0].ours / 2)) for _ in range(PACED)]
+        rate, times = rows[0].ours / 2, min(PACED, repetitions)
+        runs = [(_latency(server, load, rate), _latency(floor, theirs, rate)) for _ in range(times)]
         own_runs, floor_runs = zip(*runs, strict=True)
         latency = {name: statistics.median(run[name] for run in own_runs) for name in own_runs[0]}
         floors = {name: statistics.median(run[name] for run in floor_runs) for name in floor_runs[0] if name[0] == "p"}
@@ -224,14 +243,11 @@ def _latency(server: Server | None, load: Load | Reads, rate: float) -> dict[str
 def _lookups(name: str, bench: Bench, repetitions: int, entities: int, features: int) -> Rows:
     service = "model" if features == 10 else "model_50"
     ours, theirs = _loads(bench, name, service, entities)
-    with ExitStack() as servers:
-        own = servers.enter_context(_service(bench))
-        empty = servers.enter_context(served("benchmarks.empty_server"))
-        other = servers.enter_context(feast_served(bench))
-        _check_same(own.url, ours, other.url, theirs)
-        what = f"HTTP lookups of {entities} x {features} features, 1 worker, {CONNECTIONS} connections"
-        loads = {"ours": (own, ours), EMPTY: (empty, ours), FEAST: (other, theirs)}
-        return _compared(name, what, loads, repetitions)
+    own, other = _one_worker(bench), feast_served(bench)
+    _check_same(own.url, ours, other.url, theirs)
+    what = f"HTTP lookups of {entities} x {features} features, 1 worker, {CONNECTIONS} connections"
+    loads = {"ours": (own, ours), EMPTY: (_empty_server(bench), ours), FEAST: (other, theirs)}
+    return _compared(name, what, loads, repetitions)
 
 
 def _check_same(url: str, ours: Load, other: str, theirs: Load) -> None:
@@ -272,18 +288,15 @@ def online_100x50(bench: Bench, repetitions: int) -> Rows:
 def online_1000x50_arrow(bench: Bench, repetitions: int) -> Rows:
     """Compare lookups of 1,000 entities and five views as Arrow with JSON, mere reads, and Feast, which has JSON alone."""
     users = np.random.default_rng(6).integers(0, bench.sizes.keys, (10, 1000))
-    # As few as keep the server busy: Feast takes seconds for one.
-    json_load, theirs = (replace(load, connections=2) for load in _loads(bench, "json_1000", "model_50", 1000))
-    asked = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000", 2, _key(bench))
+    # As few connections as keep the server busy: Feast takes seconds for one answer.
+    json_load, theirs = (replace(each, connections=2) for each in _loads(bench, "json_1000", "model_50", 1000))
+    asked = Load(f"{PATH}?feature_service=model_50", ARROW, bench.folder / "arrow_1000", bench.sizes.seconds, 2, _key(bench))
     ours = asked.write([_arrow(each) for each in users])
-    with ExitStack() as servers:
-        own = servers.enter_context(_service(bench))
-        other = servers.enter_context(feast_served(bench))
-        what = "HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, 2 connections"
-        reads = Reads(five_views(bench), "model_50", users, 2)
-        loads: dict[str, tuple[Server | None, Load | Reads]]
-        loads = {"ours": (own, ours), "ours, JSON": (own, json_load), READS: (None, reads), FEAST: (other, theirs)}
-        return _compared("online_1000x50_arrow", what, loads, repetitions, paced=False)
+    own, reads = _one_worker(bench), Reads(five_views(bench), "model_50", users, 2, bench.sizes.seconds)
+    what = "HTTP lookups of 1,000 x 50 features as Arrow, 1 worker, 2 connections"
+    loads: dict[str, tuple[Server | None, Load | Reads]]
+    loads = {"ours": (own, ours), "ours, JSON": (own, json_load), READS: (None, reads), FEAST: (feast_served(bench), theirs)}
+    return _compared("online_1000x50_arrow", what, loads, repetitions, paced=False)
 
 
 def _arrow(users: np.ndarray) -> bytes:
@@ -297,17 +310,17 @@ def _arrow(users: np.ndarray) -> bytes:
 def online_2_workers(bench: Bench, repetitions: int) -> Rows:
     """Compare two workers with one; the load generator takes its share of the two cores."""
     ours, _ = _loads(bench, "workers", "model_50", 100)
-    with _service(bench, "--workers", "2") as two, _service(bench) as one:
+    with _service(bench, "--workers", "2") as two:
         what = f"HTTP lookups of 100 x 50 features, 2 workers, {CONNECTIONS} connections"
-        loads = {"ours": (two, ours), "ours, 1 worker": (one, ours)}
+        loads = {"ours": (two, ours), "ours, 1 worker": (_one_worker(bench), ours)}
         return _compared("online_2_workers", what, loads, repetitions, paced=False)
 
 
 def serving_log(bench: Bench, repetitions: int) -> Rows:
     """Compare lookups of which a tenth is logged with those of which none is."""
-    ours = replace(_loads(bench, "logged", "model", 1)[0], seconds=6)
+    ours = replace(_loads(bench, "logged", "model", 1)[0], seconds=2 * bench.sizes.seconds)
     # Twelve times as often as by default, so that each run holds its share of writing.
-    settings = {"FEATURESTORE_SERVING_LOG__SAMPLE": "0.1", "FEATURESTORE_SERVING_LOG__FLUSH_SECONDS": "5"}
+    settings = {"FEATURESTORE_SERVING_LOG__SAMPLE": "0.1", "FEATURESTORE_SERVING_LOG__FLUSH_SECONDS": str(ours.seconds - 1)}
     with _service(bench, **settings) as logging, _service(bench) as plain:
         what = "HTTP lookups of 1 x 10 features, a tenth of them in the serving log"
         loads = {"ours": (logging, ours), "ours, without the log": (plain, ours)}
