@@ -106,9 +106,9 @@ class Erasure:
         """
         found, columns = self._keys(entity, keys)
         names = tuple(key.name for key in found.join_keys)
-        hashes = tuple(dict.fromkeys(digests(self.registry.erasure_secret(), found.join_keys, columns)))
-        self.registry.bury(names, hashes, now=now)
-        tombstones = self.registry.tombstones()
+        hashes = tuple(dict.fromkeys(digests(self.registry.erasures.secret(), found.join_keys, columns)))
+        self.registry.erasures.bury(names, hashes, now=now)
+        tombstones = self.registry.erasures.tombstones()
         held = [each for each in self.registry.applied().versions if _holds(each, names)]
         pushed, deleted = self._erase_pushed(held, tombstones, names, columns)
         deleted |= {
@@ -126,7 +126,7 @@ class Erasure:
         logged = rewrite(self.settings.serving_log_folder, tombstones)
         sets = self._rewrite_stored(tombstones, busy)
         manifest = Manifest(entity, now, hashes, tuple(done), logged, sets, pushed, is_log_compacted=self._compact())
-        self.registry.record_erasure(entity, manifest.to_dict(), now=now)
+        self.registry.erasures.record(entity, manifest.to_dict(), now=now)
         if busy:
             raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")
         return manifest
@@ -138,7 +138,7 @@ class Erasure:
         for version in self.registry.applied().versions:
             if _holds(version, names) and version.view.is_pushed and version.view.online:
                 self.online.release(version)
-        return self.registry.lift(names, digests(self.registry.erasure_secret(), found.join_keys, columns), now=now)
+        return self.registry.erasures.lift(names, digests(self.registry.erasures.secret(), found.join_keys, columns), now=now)
 
     def _keys(self, entity: str, given: Mapping[str, Sequence[Any]]) -> tuple[Entity, list[pa.ChunkedArray]]:
         specs = self.registry.applied().specs
@@ -183,7 +183,7 @@ class Erasure:
         """Delete the online rows of all keys that contain an erased one; those of several entities are found in the tables."""
         if version.coverage is None or not version.view.online:
             return 0
-        run = self.registry.erasing_run(version, now=now)
+        run = self.registry.erasures.online_run(version, now=now)
         keys = self._keys_in_tables(version, tombstones)
         self.online.delete(version, keys, run=run)
         if names == tuple(key.name for key in version.view.join_keys):

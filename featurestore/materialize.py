@@ -167,7 +167,7 @@ class _Run:
         pushed = (min(interval[0], self._covered_until), interval[1])
         self.source = source_stamp(self.view.source, self.settings.root)
         source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
-        found = self._survey(without_erased(source, self.registry.tombstones()), interval)
+        found = self._survey(without_erased(source, self.registry.erasures.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]
         if self.registry.was_killed(self.version):
             discard_unnamed(self.table)
@@ -175,7 +175,7 @@ class _Run:
         run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
         self.run = run
         # Read after the run has its number: an erasure deletes online by a greater one, or stands here.
-        self.tombstones = self.registry.tombstones()
+        self.tombstones = self.registry.erasures.tombstones()
         rows = without_erased(source, self.tombstones)
         report = Report(
             self.view.name, self.version.number, run, beginning, until, null_keys=found.null_keys, null_times=found.null_times

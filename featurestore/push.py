@@ -127,7 +127,7 @@ class Pushing:
         if feed is None:
             token = self.registry.pushes.token()  # before what it stands for
             feed = self._feeds[source] = _Feed(
-                self.source(source), token, tuple(self._versions(source)), self.registry.tombstones()
+                self.source(source), token, tuple(self._versions(source)), self.registry.erasures.tombstones()
             )
         return feed
 
@@ -226,7 +226,7 @@ class Pushing:
     def latest(self, version: Version, within: tuple[int, int]) -> Iterator[KeyedRows]:
         """Give the latest row of each key among those in the log's files with `start < arrival <= end`, some at a time."""
         state = self.registry.pushes.state(version.view.source.name)
-        return self._latest(version, state, within, self.registry.tombstones(), None)
+        return self._latest(version, state, within, self.registry.erasures.tombstones(), None)
 
     def _latest(
         self, version: Version, state: LogState, within: tuple[int, int], tombstones: Tombstones, rest: pa.Table | None

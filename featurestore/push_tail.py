@@ -41,7 +41,7 @@ def with_tail(pushing: Pushing, version: Version, table: Snapshot, covered_until
     folder = Path(tempfile.mkdtemp(prefix="featurestore-pushed-", dir=pushing.settings.temp_folder))
     try:
         rest = _written(waiting, folder) if waiting else None
-        rows = without_erased(pushing.rows_of(version, state, (after, until), rest), pushing.registry.tombstones())
+        rows = without_erased(pushing.rows_of(version, state, (after, until), rest), pushing.registry.erasures.tombstones())
         files = OfflineTable(folder, version.view).write_sorted(rows, after, until)
     except (OSError, pa.ArrowException) as reason:
         shutil.rmtree(folder, ignore_errors=True)

@@ -86,7 +86,7 @@ class FeatureStore:
             return self._registry
 
     def _tombstones(self) -> Tombstones:
-        return self.registry.tombstones()
+        return self.registry.erasures.tombstones()
 
     def close(self) -> None:
         """Close connections, and write what waits for the serving log. The embedded online server goes on until `stop`."""

@@ -131,7 +131,7 @@ class TrainingSets:
 
     def _erased_since(self, manifest: Manifest) -> int:
         before = parse_instant(manifest.created_at)
-        return sum(parse_instant(each["erased_at"]) >= before for each in self.registry.erasures())
+        return sum(parse_instant(each["erased_at"]) >= before for each in self.registry.erasures.manifests())
 
     def _snapshot(self, version: Version, table_version: int) -> Snapshot:
         return offline_table(self.settings, version).snapshot(table_version)

@@ -186,12 +186,12 @@ def test_the_manifest_has_hashes_and_counts_and_no_keys(airports: Repo) -> None:
     """It is kept by the registry; a hash is keyed, so it says nothing to those who have not the secret."""
     store = airports.open()
     manifest = store.delete_entities("airport", {"origin": [SECRET]})
-    [kept] = store.registry.erasures()
+    [kept] = store.registry.erasures.manifests()
     assert kept == json.loads(json.dumps(manifest.to_dict()))
     assert SECRET not in json.dumps(kept)
-    assert SECRET not in repr(store.registry.tombstones())
+    assert SECRET not in repr(store.registry.erasures.tombstones())
     [digest] = manifest.digests
-    secret = store.registry.erasure_secret()
+    secret = store.registry.erasures.secret()
     message = f"{len(SECRET)}:{SECRET}"
     assert digest == hashlib.sha256(f"{secret}{hashlib.sha256(f'{secret}{message}'.encode()).hexdigest()}".encode()).hexdigest()
 
@@ -226,7 +226,7 @@ def test_what_is_no_key_is_refused_before_anything_is_erased(
     with pytest.raises(error, match=message):
         store.delete_entities(entity, keys)
     assert looked_up(store) == before
-    assert store.registry.tombstones().digests == {}
+    assert store.registry.erasures.tombstones().digests == {}
 
 
 def test_under_a_run_it_is_gone_online_at_once_and_from_tables_later(airports: Repo) -> None:
@@ -280,7 +280,7 @@ with FeatureStore(sys.argv[1], clock=lambda: int(sys.argv[2])) as store:
     store.delete_entities("airport", {"origin": ["SECRETAIRPORT"]})
 """
 MOMENTS = [
-    ("featurestore.registry.registry:Registry.bury", "after", 1),
+    ("featurestore.registry.erasures:Erasures.bury", "after", 1),
     ("featurestore.online.store:OnlineStore.delete", "after", 2),
     ("featurestore.offline.tables:OfflineTable.commit", "before", 1),
     ("featurestore.offline.tables:OfflineTable.commit", "after", 1),
@@ -288,7 +288,7 @@ MOMENTS = [
     ("featurestore.offline.upkeep:_correct_log", "after", 2),
     ("featurestore.registry.registry:Registry.cover", "after", 1),
     ("featurestore.online.store:OnlineLoad.finish", "after", 1),
-    ("featurestore.registry.registry:Registry.record_erasure", "before", 1),
+    ("featurestore.registry.erasures:Erasures.record", "before", 1),
 ]
 
 

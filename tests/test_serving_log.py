@@ -430,6 +430,6 @@ def test_t14_what_waits_to_be_logged_when_an_entity_is_erased_is_not_written(gif
     content = file.path.read_bytes()
     gifts.delete_entities("item", {"item_id": ["a"]})
     file.path.write_bytes(content)
-    found = file.read(gifts.registry.tombstones())
+    found = file.read(gifts.registry.erasures.tombstones())
     assert found is not None
     assert found["item_id"].to_pylist() == ["b", "b"]

@@ -87,7 +87,7 @@ class LogVerification:
             raise NotFoundError("feature service in the serving log named", service, known)
         for file in files:
             groups.setdefault((file.header.service, file.header.fingerprint), []).append(file)
-        tombstones = self.registry.tombstones()
+        tombstones = self.registry.erasures.tombstones()
         for (name, _), files in groups.items():
             held: list[pa.Table] = []
             done = 0

@@ -151,7 +151,7 @@ class _ViewComparison:
         self._attempts += 1
         path = self.folder / f"late{self._attempts}.parquet"
         try:
-            rows = without_erased(view_rows(self.view, self.settings.root), self.registry.tombstones())
+            rows = without_erased(view_rows(self.view, self.settings.root), self.registry.erasures.tombstones())
             return find_late_rows(rows, self.snapshot, (coverage.start, self.until), path)
         except SourceError as reason:
             self._troubles.append(f"late rows could not be looked for: {reason}")
@@ -299,7 +299,7 @@ class _ViewComparison:
             return 0
         try:
             interval = (self.until, self.now)
-            rows = without_erased(view_rows(self.view, self.settings.root, interval), self.registry.tombstones())
+            rows = without_erased(view_rows(self.view, self.settings.root, interval), self.registry.erasures.tombstones())
             with session(SourceError, rows.what) as connection:
                 found = connection.execute(f"SELECT count(*) FROM {rows.within(*interval)}").fetchone()
         except FeatureStoreError:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import getpass
 import json
 import os
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ import sqlalchemy as sa
 from featurestore.errors import ConflictError, RegistryError, RunInProgressError
 from featurestore.registry.api_keys import ApiKeys
 from featurestore.registry.database import Database
+from featurestore.registry.erasures import Erasures
 from featurestore.registry.lease import advisory_holder, advisory_lease, advisory_turn, holder, lease, turn
 from featurestore.registry.migrations import upgrade
 from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
@@ -40,17 +40,15 @@ from featurestore.registry.schema import (
     SCHEMA_VERSION,
     alembic,
     changes,
-    erasures,
     meta,
     metadata,
     objects,
     runs,
-    tombstones,
     versions,
 )
 from featurestore.registry.selection import Selection
 from featurestore.registry.settling import waiting
-from featurestore.registry.state import Applied, Coverage, Loaded, LoadRecord, Rollback, Run, Tombstones, Version
+from featurestore.registry.state import Applied, Coverage, Loaded, LoadRecord, Rollback, Run, Version
 from featurestore.registry.takeover import find_selection, needed_copies, restore, set_state, settle_now
 from featurestore.specs import canonical_json, fingerprint, to_spec
 
@@ -63,7 +61,7 @@ class Registry:
     def __init__(self, url: str, project: str, shown_url: str) -> None:
         self._database = Database(url, shown_url)
         self._transaction = self._database.transaction
-        self.pushes = Pushes(self._database)
+        self.pushes, self.erasures = Pushes(self._database), Erasures(self._transaction, _user)
         try:
             self._open(project)
         except BaseException:
@@ -335,65 +333,6 @@ class Registry:
             # What takes over changes what names mean, so a plan that was made before does not apply any more.
             if error is None and settle_now(connection, now=now):
                 connection.execute(sa.update(meta).values(revision=meta.c.revision + 1))
-
-    # Erasure
-
-    def erasure_secret(self) -> str:
-        """Return the secret that goes into the hashes of erased keys; made when first asked for."""
-        with self._transaction(write=True) as connection:
-            secret = connection.execute(sa.select(meta.c.erasure_secret)).scalar_one()
-            if secret is None:
-                secret = secrets.token_hex(32)
-                connection.execute(sa.update(meta).values(erasure_secret=secret))
-            return str(secret)
-
-    def tombstones(self) -> Tombstones:
-        """Return the hashes of all keys that are erased and not lifted."""
-        with self._transaction() as connection:
-            secret = connection.execute(sa.select(meta.c.erasure_secret)).scalar_one()
-            rows = connection.execute(sa.select(tombstones).where(tombstones.c.lifted_at.is_(None))).all()
-        found: dict[tuple[str, ...], set[str]] = {}
-        for row in rows:
-            found.setdefault(tuple(json.loads(row.columns)), set()).add(row.digest)
-        return Tombstones(secret or "", {names: frozenset(digests) for names, digests in found.items()})
-
-    def bury(self, columns: Sequence[str], digests: Sequence[str], *, now: int) -> None:
-        """Record that keys of these columns are erased, those left out that are already."""
-        names = canonical_json(list(columns))
-        with self._transaction(write=True) as connection:
-            is_there = (tombstones.c.columns == names) & tombstones.c.lifted_at.is_(None)
-            there = set(connection.execute(sa.select(tombstones.c.digest).where(is_there)).scalars())
-            rows = [{"columns": names, "digest": each, "erased_at": now} for each in digests if each not in there]
-            if rows:
-                connection.execute(tombstones.insert(), rows)
-
-    def lift(self, columns: Sequence[str], digests: Sequence[str], *, now: int) -> int:
-        """Lift the tombstones of keys; returns how many there were."""
-        with self._transaction(write=True) as connection:
-            is_it = (tombstones.c.columns == canonical_json(list(columns))) & tombstones.c.lifted_at.is_(None)
-            update = sa.update(tombstones).where(is_it, tombstones.c.digest.in_(digests)).values(lifted_at=now)
-            return int(connection.execute(update).rowcount)
-
-    def erasing_run(self, version: Version, *, now: int) -> int:
-        """Return the number of a run that only deletes online; it needs no lease, and is above that of any run under way."""
-        with self._transaction(write=True) as connection:
-            number = (connection.execute(sa.select(sa.func.max(runs.c.id))).scalar_one() or 0) + 1
-            row = {"version_id": version.id, "interval_end": now, "status": "completed", "started_at": now, "finished_at": now}
-            connection.execute(runs.insert().values(id=number, report=canonical_json({"erased_online": True}), **row))
-            return number
-
-    def record_erasure(self, entity: str, manifest: Mapping[str, Any], *, now: int) -> None:
-        """Keep the manifest of an erasure."""
-        row = {"entity": entity, "erased_at": now, "erased_by": _user(), "manifest": canonical_json(manifest)}
-        with self._transaction(write=True) as connection:
-            connection.execute(erasures.insert().values(row))
-
-    def erasures(self) -> list[dict[str, Any]]:
-        """Return the manifests of all erasures, oldest first."""
-        with self._transaction() as connection:
-            return [
-                json.loads(text) for text in connection.execute(sa.select(erasures.c.manifest).order_by(erasures.c.id)).scalars()
-            ]
 
     def runs(self, limit: int = 50) -> list[Run]:
         """Return the newest runs, newest first."""
