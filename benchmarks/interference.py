@@ -40,6 +40,7 @@ def lookup_during_training(bench: Bench, repetitions: int) -> Rows:
 
     pairs = []
     with served("featurestore_server", "--repo", str(bench.folder), "--port", "0", "--json") as service:
+        p99(service.url)
         for _ in range(repetitions):
             with _training(service.url, spine) as is_running:
                 during = p99(service.url)

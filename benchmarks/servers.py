@@ -38,7 +38,8 @@ class Server:
     def forget_peak(self) -> None:
         """Let the peaks of its processes begin anew."""
         for pid in _family(self.pid):
-            Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")
+            with suppress(OSError):  # one that has ended has none
+                Path(f"/proc/{pid}/clear_refs").write_text("5", "ascii")
 
     def memory(self) -> int:
         """Return the bytes that its processes held at their peaks."""

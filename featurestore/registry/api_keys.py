@@ -53,7 +53,7 @@ class ApiKey:
 class ApiKeys:
     """The keys of one registry; every method is one transaction."""
 
-    def __init__(self, transaction: Callable[..., AbstractContextManager[sa.Connection]], user: str) -> None:
+    def __init__(self, transaction: Callable[..., AbstractContextManager[sa.Connection]], user: Callable[[], str]) -> None:
         self._transaction, self._user = transaction, user
 
     def create(self, name: str, roles: Sequence[str], services: Sequence[str] = (), *, now: int) -> tuple[ApiKey, str]:
@@ -68,7 +68,7 @@ class ApiKeys:
         identifier = secrets.token_hex(6)
         text = f"fsk_{identifier}_{secrets.token_urlsafe(32)}"
         allowed = frozenset(services) or None
-        key = ApiKey(identifier, name, frozenset(roles), allowed, now, self._user, None, digest_of(text.encode()))
+        key = ApiKey(identifier, name, frozenset(roles), allowed, now, self._user(), None, digest_of(text.encode()))
         with self._transaction(write=True) as connection:
             _check_free(connection, name)
             _check_services(connection, services)

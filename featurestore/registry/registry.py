@@ -61,7 +61,8 @@ class Registry:
     def __init__(self, url: str, project: str, shown_url: str) -> None:
         self._database = Database(url, shown_url)
         self._transaction = self._database.transaction
-        self.pushes, self.erasures = Pushes(self._database), Erasures(self._transaction, _user)
+        self.pushes = Pushes(self._database)
+        self.erasures, self.api_keys = Erasures(self._transaction, _user), ApiKeys(self._transaction, _user)
         try:
             self._open(project)
         except BaseException:
@@ -116,11 +117,6 @@ class Registry:
     def connections(self) -> dict[str, int]:
         """Return how many connections to the database this process has, by state: busy and idle; none of one in memory."""
         return self._database.connections()
-
-    @property
-    def api_keys(self) -> ApiKeys:
-        """The keys of the HTTP service."""
-        return ApiKeys(self._transaction, _user())
 
     # Leases
 
