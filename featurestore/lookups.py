@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featurestore.clock import Clock
@@ -27,9 +27,10 @@ _PLANS = 1000
 
 @dataclass(frozen=True)
 class _Serving:
-    """What names mean, when that was read, and the lookups that were compiled from it."""
+    """What names mean, when that was last found to be so, the registry's count of writes then, and the lookups compiled from it."""
 
-    read_at: float
+    looked_at: float
+    writes: int
     applied: Applied
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
     locked: set[tuple[str | tuple[str, ...], GivenLock]] = field(default_factory=set)
@@ -85,8 +86,14 @@ class Lookups:
     def _serving_now(self) -> _Serving:
         serving = self._serving
         if serving is None or self._is_stale():
-            serving = self._serving = _Serving(time.monotonic(), self._registry().serving())
+            now, registry = time.monotonic(), self._registry()
+            writes = registry.writes()  # before what it counts, so that a write in between is found by the next look
+            if serving is not None and serving.writes == writes:
+                serving = replace(serving, looked_at=now)
+            else:
+                serving = _Serving(now, writes, registry.serving())
+            self._serving = serving
         return serving
 
     def _is_stale(self) -> bool:
-        return self._serving is None or time.monotonic() - self._serving.read_at > _SERVING_SECONDS
+        return self._serving is None or time.monotonic() - self._serving.looked_at > _SERVING_SECONDS

@@ -5,11 +5,12 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,6 @@ class Registry:
 
     def __init__(self, url: str, project: str, shown_url: str) -> None:
         self._database = Database(url, shown_url)
-        self._transaction = self._database.transaction
         self.pushes = Pushes(self._database)
         self.erasures, self.api_keys = Erasures(self._transaction, _user), ApiKeys(self._transaction, _user)
         try:
@@ -97,6 +97,18 @@ class Registry:
             raise RegistryError(
                 f"the registry {self._shown_url} belongs to project {found.project!r}, not {project!r}: give each project its own"
             )
+
+    @contextmanager
+    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        with self._database.transaction(write=write) as connection:
+            yield connection
+            if write:
+                connection.execute(sa.update(meta).values(writes=meta.c.writes + 1))
+
+    def writes(self) -> int:
+        """Return a number that grows with every write but those of pushes: as long as it is the same, so is what was read since."""
+        with self._transaction() as connection:
+            return int(connection.execute(sa.select(meta.c.writes)).scalar_one())
 
     @property
     def _shown_url(self) -> str:
@@ -230,7 +242,7 @@ class Registry:
 
     def drop(self) -> None:
         """Remove the registry's tables and leases, and close it."""
-        with self._transaction(write=True) as connection:
+        with self._database.transaction(write=True) as connection:
             metadata.drop_all(connection)
         self.close()
         if not self._database.is_postgresql:
@@ -339,7 +351,9 @@ class Registry:
 def _create(connection: sa.Connection, project: str) -> None:
     metadata.create_all(connection)
     connection.execute(alembic.insert().values(version_num=str(SCHEMA_VERSION)))
-    connection.execute(meta.insert().values(id=1, schema_version=SCHEMA_VERSION, project=project, revision=0))
+    # Counting begins where no other registry's does, lest one that takes another's place be taken for it.
+    first = secrets.randbits(48)
+    connection.execute(meta.insert().values(id=1, schema_version=SCHEMA_VERSION, project=project, revision=0, writes=first))
 
 
 def _meta(connection: sa.Connection) -> Any:

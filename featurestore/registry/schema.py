@@ -30,7 +30,7 @@ __all__ = [
     "versions",
 ]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 metadata = MetaData()
 
 meta = Table(
@@ -41,6 +41,7 @@ meta = Table(
     Column("project", Text, nullable=False),
     Column("revision", Integer, nullable=False),  # grows with every apply: the optimistic check
     Column("erasure_secret", Text),  # goes into the hashes of erased keys; made with the first
+    Column("writes", BigInteger, nullable=False, server_default="0"),  # grows with every write but those of pushes
 )
 
 # Alembic's own record, under a name of ours, since an application that shares the database may have its.

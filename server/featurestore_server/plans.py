@@ -83,8 +83,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Serving:
-    """What names mean, the keys, and the lookups compiled from the names."""
+    """What names mean, the keys, and the lookups compiled from the names; `writes` is the registry's count when they were read."""
 
+    writes: int
     applied: Applied
     keys: tuple[ApiKey, ...]
     access: Access
@@ -176,7 +177,7 @@ class Plans:
 
     def _read(self, looking: Future[Serving]) -> None:
         try:
-            serving = self._serving = self._renewed(self._store.registry.serving(), tuple(self._store.registry.api_keys.all()))
+            serving = self._serving = self._now()
         except Exception as reason:  # noqa: BLE001 (whoever waits gets it)
             if self._serving is not None:
                 level = logging.WARNING if isinstance(reason, FeatureStoreError) else logging.ERROR
@@ -187,15 +188,19 @@ class Plans:
             self._end_look()
             looking.set_result(serving)
 
-    def _renewed(self, applied: Applied, keys: tuple[ApiKey, ...]) -> Serving:
+    def _now(self) -> Serving:
         """Return what the registry says, with all that was compiled before and still holds."""
-        known = self._serving
+        registry, known = self._store.registry, self._serving
+        writes = registry.writes()  # before what it counts, so that a write in between is found by the next look
+        if known is not None and known.writes == writes:
+            return known
+        applied, keys = registry.serving(), tuple(registry.api_keys.all())
         access = known.access if known is not None and known.keys == keys else Access(keys, is_open=self._is_open)
-        if known is None or known.applied != applied:
-            new = Serving(applied, keys, access, self._store.functions, self._metrics)
-            new.warm()  # here, where no request waits for it
-            return new
-        return known if known.access is access else replace(known, keys=keys, access=access)
+        if known is not None and known.applied == applied:
+            return replace(known, writes=writes, keys=keys, access=access)
+        new = Serving(writes, applied, keys, access, self._store.functions, self._metrics)
+        new.warm()  # here, where no request waits for it
+        return new
 
     def _end_look(self) -> None:
         with self._lock:
