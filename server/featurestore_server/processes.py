@@ -1,8 +1,8 @@
 """Training queries, each in a process of its own, so that lookups keep the event loop, the interpreter lock and the processor.
 
 A process is forked from one that has the library loaded and nothing else (multiprocessing's fork server), which takes a few
-milliseconds. It runs at a lower priority, reads its request from a file and sends its answer through a socket that holds little, so
-it computes no faster than the client reads. It is killed when the client goes away, and ends by itself when the server does.
+milliseconds. It stands back (`priority.py`), reads its request from a file and sends its answer through a socket that holds little,
+so it computes no faster than the client reads. It is killed when the client goes away, and ends by itself when the server does.
 `server.training_processes` run at once, which share `offline.memory_limit` with the jobs (`jobs.py`); `server.training_queue` more
 wait; others are told to come again.
 

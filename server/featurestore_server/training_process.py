@@ -20,12 +20,12 @@ import orjson
 
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
+from featurestore_server.priority import stand_back
 from featurestore_server.problems import ProblemError, problem_of
 
 __all__ = ["FRAME", "Origin", "Outlet", "Work", "run"]
 
 FRAME = struct.Struct("!cI")
-_LOWER_PRIORITY = 10
 _CHUNK_BYTES = 131_072
 _LEAST_MEMORY_MB = 256
 _PREFIX = "FEATURESTORE_"
@@ -96,7 +96,7 @@ def run(work: Work, origin: Origin, channel: socket.socket, folder: str) -> None
     """Do the work and end. An error of the store is a response like another."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(_LOWER_PRIORITY)
+    stand_back()
     tempfile.tempdir = folder
     threading.Thread(target=_end_with_the_service, args=(channel, folder), daemon=True).start()
     outlet = Outlet(channel)
