@@ -5,6 +5,7 @@ import datetime as dt
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -301,6 +302,10 @@ def test_rows_read_back_bit_for_bit(batch: tuple[list[ValueType], pa.Table, list
     for times_over in (1, 24):  # `struct` reads few rows, numpy reads many
         found = [shown(column) for column in codec(*types).decode_plain(encoded * times_over)]
         assert found == [shown(stored(column, type_)) * times_over for column, type_ in zip(columns, types, strict=True)]
+    alone = [codec(*types).one(row) or [] for row in encoded]
+    assert [shown(list(values)) for values in zip(*alone, strict=True)] == [
+        shown(stored(column, type_)) for column, type_ in zip(columns, types, strict=True)
+    ]
     assert {row[9:17] for row in encoded} == {order.to_bytes(8, "little")}
 
 
@@ -350,6 +355,8 @@ def test_a_row_that_is_cut_or_too_long_is_refused(
         for copies in (0, 1, 30):
             with pytest.raises(OnlineStoreError, match="load the view again"):
                 reader.decode_plain([*good * copies, wrong])
+        with suppress(OnlineStoreError):
+            assert reader.one(wrong) is None
 
 
 def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
@@ -380,6 +387,8 @@ def test_every_cut_of_a_row_of_every_type_is_refused() -> None:
             codec(*EVERY_TYPE).decode([row[:length]])
         with pytest.raises(OnlineStoreError):
             codec(*EVERY_TYPE).decode_plain([row[:length]])
+        with pytest.raises(OnlineStoreError):
+            codec(*EVERY_TYPE).one(row[:length])
 
 
 @given(batches(), st.data())

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pytest
 
 from featurestore import FeatureService, FeatureStore
-from featurestore.errors import IncompleteError, InputError, NotFoundError
-from featurestore.online.store import Status
+from featurestore.errors import IncompleteError, InputError, NotFoundError, OnlineStoreError
+from featurestore.online.rows import NO_EVENT_TIME, deleted_row
+from featurestore.online.store import Status, rows_of
+from featurestore.online.vectors import LookupPlan
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 
 PRESENT, NOT_FOUND, OUTSIDE = Status.PRESENT, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE
@@ -113,6 +115,78 @@ def test_vectors_have_the_keys_and_then_the_features_of_the_service(store: Featu
         "airport_weather": [at(NOON - HOUR), at(NOON - 3 * HOUR), at(NOON - HOUR)],
     }
     assert vectors.features == tuple(vectors.to_arrow().column_names[4:])
+
+
+TTL = 2 * HOUR
+STORED = [
+    # event time, temperature and gusts that are stored (none: no row; one text: a row that was deleted), status
+    (None, None, NOT_FOUND),
+    (None, "deleted", NOT_FOUND),
+    (NOON, (20.5, 7), PRESENT),
+    (NOON, (None, 7), PRESENT),
+    (NOON, (None, None), PRESENT),
+    (NOON - TTL, (float("inf"), -1), PRESENT),
+    (NOON - TTL - 1, (20.5, 7), OUTSIDE),
+    (NOON - TTL - 1, (None, 7), OUTSIDE),
+    (NOON + HOUR, (1.5, 2), PRESENT),
+]
+
+
+@pytest.mark.parametrize("entities", [1, 2, 30])
+@pytest.mark.parametrize(("event_time", "values", "status"), STORED)
+def test_one_entity_is_answered_as_many_are(
+    store: FeatureStore, event_time: int | None, values: Any, status: Status, entities: int
+) -> None:
+    """Whatever is stored: values, nulls, a deleted row, none, one as old as the TTL and one older, beside a row that is there."""
+    plan = LookupPlan(store.selection("trip"), store.functions.of)
+    weather, seats, _ = (rows_of(lookup.version) for lookup in sorted(plan.lookups, key=lambda each: each.name))
+    stored: bytes | None = None
+    if values == "deleted":
+        stored = deleted_row(5)
+    elif values is not None:
+        columns = {"temperature": pa.array(values[:1], pa.float64()), "gusts": pa.array(values[1:], pa.int64())}
+        [stored] = weather.encode(pa.table(columns), np.array([event_time], np.int64), 5)
+    [seat] = seats.encode(pa.table({"rows": pa.array([30], pa.int32())}), np.array([NO_EVENT_TIME], np.int64), 5)
+    of = {"airport_weather": stored, "seats": seat, "there": None}
+    found = [row for lookup in plan.lookups for row in [of[lookup.name]] * entities]
+    asked = plan.request(
+        {"number": [1] * entities, "carrier": ["UA"] * entities, "origin": ["EWR"] * entities, "destination": ["X"] * entities}
+    )
+
+    temperature, gusts = values if status == PRESENT else (None, None)
+    expected = {
+        "airport_weather__temperature": temperature,
+        "airport_weather__gusts": gusts,
+        "seats__rows": 30,
+        "there__gusts": None,
+        "there__temperature": None,
+    }
+    vectors = plan.answer(asked, found, now=NOON)
+    plain = vectors.plain_features()
+    assert list(plain) == list(vectors.features)
+    assert plain == {name: [expected[name]] * entities for name in vectors.features}
+    assert {name: column for name, column in vectors.to_dict().items() if name in plain} == plain
+    assert {name: vectors.to_arrow()[name].to_pylist() for name in plain} == plain
+    assert vectors.statuses == {
+        "airport_weather": [status] * entities,
+        "seats": [PRESENT] * entities,
+        "there": [NOT_FOUND] * entities,
+    }
+    times = [at(event_time) if event_time is not None else None] * entities
+    assert vectors.event_times["airport_weather"].to_pylist() == times
+
+
+@pytest.mark.parametrize("event_time", [NOON, NOON - TTL - 1])
+@pytest.mark.parametrize("damage", [lambda row: row[:-1], lambda row: row + b"x", lambda row: b"\2" + row[1:], lambda _: b""])
+def test_a_foreign_row_is_refused_at_once(store: FeatureStore, damage: Callable[[bytes], bytes], event_time: int) -> None:
+    """However old it seems to be, and whether one or many are asked for."""
+    plan = LookupPlan(store.selection(["airport_weather:temperature", "airport_weather:gusts"]), store.functions.of)
+    columns = {"temperature": pa.array([20.5]), "gusts": pa.array([7])}
+    [row] = rows_of(plan.lookups[0].version).encode(pa.table(columns), np.array([event_time], np.int64), 5)
+    for entities in (1, 30):
+        asked = plan.request({"origin": ["EWR"] * entities})
+        with pytest.raises(OnlineStoreError, match="load the view again"):
+            plan.answer(asked, [damage(row)] * entities, now=NOON)
 
 
 def test_a_service_can_be_asked_by_name_by_definition_or_as_a_list(store: FeatureStore) -> None:

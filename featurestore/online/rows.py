@@ -119,6 +119,7 @@ class RowCodec:
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self.bitmap = (len(self.fields) + 7) // 8
+        self._no_nulls = bytes(self.bitmap)
         parts: list[str] = []  # the dtypes of all parts of the slots: two for an array, one for everything else
         self.parts: list[int] = []
         for field in self.fields:
@@ -202,6 +203,18 @@ class RowCodec:
         """
         batch = RowBatch(self, rows)
         return batch.columns(), np.array(batch.event_times, dtype=np.int64)
+
+    def one(self, row: bytes) -> list[Any] | None:
+        """Return the features of one row as `RowBatch.plain` does; none if it is no row of these features. Raises as `decode`."""
+        if not self.is_fixed_width:
+            return [column[0] for column in RowBatch(self, [row]).plain()]
+        if len(row) != self.width or row[0] != _ROW:
+            return None
+        bitmap, *values = self.row.unpack_from(row)
+        if bitmap != self._no_nulls:
+            bits = int.from_bytes(bitmap, "little")
+            values = [None if bits >> feature & 1 else value for feature, value in enumerate(values)]
+        return values
 
     def decode_plain(self, rows: Sequence[bytes]) -> list[list[Any]]:
         """Return the feature columns as `RowBatch.plain` does. Raises as `decode`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from featurestore.on_demand import Evaluation, Function
 from featurestore.online.answers import OnlineRows
 from featurestore.online.fetching import Found
 from featurestore.online.keys import KeyCodec
-from featurestore.online.rows import RowCodec
+from featurestore.online.rows import RowCodec, is_deleted
 from featurestore.online.status import Status
 from featurestore.online.store import features_of, keys_of, rows_of, ttl_of
 from featurestore.registry.selection import Computed, Lookup, Selection
@@ -37,9 +38,28 @@ class FeatureVectors:
     are null. `statuses` and `event_times` say per view what became of each row.
     """
 
-    def __init__(self, plan: LookupPlan, request: Request, answers: Sequence[OnlineRows]) -> None:
-        self._plan, self._request = plan, request
-        self._answers = answers
+    def __init__(self, plan: LookupPlan, request: Request, found: Found, now: int) -> None:
+        """Take what was found under the request's names; OnlineStoreError for a row whose header contradicts itself."""
+        self._plan, self._request, self._found, self._now = plan, request, found, now
+        self._single = plan.single(found, now) if request.rows == 1 else None
+        if self._single is None:
+            _ = self._answers  # which are checked now
+
+    @cached_property
+    def _answers(self) -> list[OnlineRows]:
+        rows, found, now = self._request.rows, self._found, self._now
+        return [
+            OnlineRows(codec, ttl, found[place * rows : (place + 1) * rows], now)
+            for place, (_, _, codec, ttl) in enumerate(self._plan.parts)
+        ]
+
+    @cached_property
+    def _plain(self) -> list[list[Any]]:
+        """The columns that are looked up, in the order of the plan's places."""
+        if self._single is not None:
+            return self._single
+        plains = [rows.plain for rows in self._answers]
+        return [plains[view][feature] for _, view, feature in self._plan.places]
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -67,8 +87,7 @@ class FeatureVectors:
 
     def plain_features(self) -> dict[str, list[Any]]:
         """Return the features as lists by column; dates are days and timestamps microseconds since 1970."""
-        plains = [rows.plain for rows in self._answers]
-        found = {name: plains[view][feature] for name, view, feature in self._plan.places}
+        found = dict(zip(self._plan.looked_up, self._plain, strict=True))
         if not self._plan.on_demand:
             return found
         found |= self._plan.on_demand.as_plain(self._computed)
@@ -80,8 +99,8 @@ class FeatureVectors:
         return self._plan.on_demand.evaluated(self._inputs(), self._request.rows)
 
     def arrays(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the features as arrays by column, none unless all are numbers or booleans, finite and not null."""
-        if self._plan.on_demand:
+        """Return the features as arrays by column, none unless they are many numbers or booleans, finite and not null."""
+        if self._plan.on_demand or self._single is not None:
             return None
         arrays = [rows.arrays() for rows in self._answers]
         if None in arrays:
@@ -119,9 +138,8 @@ class FeatureVectors:
             columns[name] = list(given[name]) if name in given else self._request.arrow[name].to_pylist()
         if self._plan.on_demand:
             return columns | {name: self.columns[name].to_pylist() for name in self.features}
-        for name, view, feature in self._plan.places:
-            rows = self._answers[view]
-            columns[name] = list(rows.plain[feature]) if is_plain[view][feature] else rows.features[feature].to_pylist()
+        for (name, view, feature), plain in zip(self._plan.places, self._plain, strict=True):
+            columns[name] = list(plain) if is_plain[view][feature] else self._answers[view].features[feature].to_pylist()
         return columns
 
 
@@ -157,9 +175,10 @@ class LookupPlan:
         self.keys = selection.keys
         self.needed = selection.needed
         self.on_demand = Evaluation(selection, function_of)
-        self._parts: list[tuple[Lookup, KeyCodec, RowCodec, int | None]] = [
+        self.parts: list[tuple[Lookup, KeyCodec, RowCodec, int | None]] = [
             (lookup, keys_of(lookup.version), rows_of(lookup.version), ttl_of(lookup.version)) for lookup in self.lookups
         ]
+        """Each lookup, with the codecs of its keys and rows and its TTL in microseconds."""
         fields = [features_of(lookup.version) for lookup in self.lookups]
         by_column = {
             lookup.column(field.name): (view, feature)
@@ -168,6 +187,9 @@ class LookupPlan:
         }
         self.places = [(name, *by_column[name]) for name in selection.columns if name in by_column]
         """Each column that is looked up, the place of its lookup, and the place of its feature in that."""
+        self.looked_up = [name for name, _, _ in self.places]
+        firsts = [0, *itertools.accumulate(map(len, fields))]
+        self._flat = [firsts[view] + feature for _, view, feature in self.places]
         self.inputs = [(name, *by_column[name]) for name in self.on_demand.inputs if name in by_column]
         """The same of the columns that on-demand views take."""
         self.taken = [name for name in self.on_demand.inputs if name not in by_column]
@@ -205,7 +227,7 @@ class LookupPlan:
             return None
         names: list[bytes | None] = []
         known: dict[tuple[str, ...], list[bytes | None]] = {}
-        for lookup, keys, _, _ in self._parts:
+        for lookup, keys, _, _ in self.parts:
             endings = known.get(lookup.key_columns)
             if endings is None:
                 endings = keys.endings([given[column] for column in lookup.key_columns])
@@ -225,7 +247,7 @@ class LookupPlan:
         columns = _request_columns(self, entities)
         names: list[bytes | None] = []
         known: dict[tuple[str, ...], list[bytes | None]] = {}
-        for lookup, keys, _, _ in self._parts:
+        for lookup, keys, _, _ in self.parts:
             if lookup.key_columns not in known:
                 known[lookup.key_columns] = keys.endings_of([columns[column] for column in lookup.key_columns])
             names += keys.ending_in(known[lookup.key_columns])
@@ -233,16 +255,28 @@ class LookupPlan:
 
     def together(self, found: Sequence[Found], nows: Sequence[int]) -> list[OnlineRows]:
         """Return what was found for several requests, for each lookup, as one answer for each; `nows` is for each row."""
-        return [OnlineRows(codec, ttl, values, nows) for (_, _, codec, ttl), values in zip(self._parts, found, strict=True)]
+        return [OnlineRows(codec, ttl, values, nows) for (_, _, codec, ttl), values in zip(self.parts, found, strict=True)]
 
     def answer(self, request: Request, found: Found, *, now: int) -> FeatureVectors:
         """Return the vectors that what was found under the request's names makes as of `now`."""
-        rows = request.rows
-        answers = [
-            OnlineRows(codec, ttl, found[place * rows : (place + 1) * rows], now)
-            for place, (_, _, codec, ttl) in enumerate(self._parts)
-        ]
-        return FeatureVectors(self, request, answers)
+        return FeatureVectors(self, request, found, now)
+
+    def single(self, found: Found, now: int) -> list[list[Any]] | None:
+        """Return the plain columns of one entity, in the order of the places: what `OnlineRows` does, in a fifth of its time.
+
+        None where on-demand views take part, and where a row is none of its view.
+        """
+        if self.on_demand:
+            return None
+        values: list[Any] = []
+        for row, (_, _, codec, ttl) in zip(found, self.parts, strict=True):
+            one = [None] * len(codec.fields) if row is None or is_deleted(row) else codec.one(row)
+            if one is None:
+                return None
+            if ttl is not None and row is not None and int.from_bytes(row[1:9], "little", signed=True) < now - ttl:
+                one = [None] * len(one)
+            values += one
+        return [[values[place]] for place in self._flat]
 
 
 def _is_plain(type_: ValueType) -> bool:

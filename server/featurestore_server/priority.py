@@ -6,8 +6,8 @@
     a long slice           since 6.6 Linux lets a process run on for its slice, or rather to the next tick of its clock, though one
                            that waits comes first; since 6.12 not if that has the shorter slice (sched_setattr(2))
 
-Measured on two processors with a tick of 4 ms: p99 of lookups beside a training query 3.9 ms with niceness alone, 1.8 ms with all
-three, 1.0 ms without a query.
+Measured on two processors with a tick of 4 ms: p99 of lookups beside a training query 4 to 5 ms with niceness alone, 1.3 to 2.6 ms
+with all three, 1.0 to 1.2 ms without a query.
 """
 
 from __future__ import annotations
