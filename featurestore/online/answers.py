@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from featurestore.online.rows import HEADER_BYTES, NO_EVENT_TIME, RowCodec, is_deleted
+from featurestore.online.rows import NO_EVENT_TIME, Placed, RowCodec, is_deleted
 from featurestore.online.status import Status
 
 __all__ = ["OnlineRows"]
@@ -24,25 +25,37 @@ class OnlineRows:
 
     def __init__(self, codec: RowCodec, ttl: int | None, values: Sequence[bytes | None], now: int | Sequence[int]) -> None:
         """Take the stored values, the TTL in microseconds, and the present, or that of each row."""
-        is_each_whole = codec.is_each_whole(values)
-        is_found = [
-            is_each_whole or (value is not None and (len(value) > HEADER_BYTES or not is_deleted(value))) for value in values
-        ]
-        self._is_whole = all(is_found)
-        self._is_found = is_found
-        stored = values if self._is_whole else [value for value, is_there in zip(values, is_found, strict=True) if is_there]
-        self._batch = codec.open(cast("Sequence[bytes]", stored), is_checked=is_each_whole)
-        self.status_list = [Status.PRESENT] * len(values)
-        if not self._is_whole:
-            self.status_list = [Status.PRESENT if is_there else Status.NOT_FOUND for is_there in is_found]
-        if ttl is not None:
-            self._hide_old([now - ttl] * len(values) if isinstance(now, int) else [each - ttl for each in now])
+        stored = [value for value in values if value is not None] if None in values else cast("Sequence[bytes]", values)
+        is_each_whole = codec.is_each_whole(stored)
+        if not is_each_whole:
+            stored = [value for value in stored if not is_deleted(value)]
+        self._codec, self._values, self._is_each_whole = codec, values, is_each_whole
+        self._batch = codec.open(stored, is_checked=is_each_whole)
+        self._is_empty, self._is_whole = not stored, len(stored) == len(values)
+        self._old = None if ttl is None else self._too_old(ttl, now)
 
-    def _hide_old(self, oldest: Sequence[int]) -> None:
-        places = (place for place, is_there in enumerate(self._is_found) if is_there)
-        for place, time in zip(places, self._batch.event_times, strict=True):
-            if time < oldest[place]:
-                self.status_list[place] = Status.OUTSIDE_MAX_AGE
+    def _too_old(self, ttl: int, now: int | Sequence[int]) -> list[bool] | None:
+        """Return which of the rows that are stored are older than the TTL, none if none is."""
+        times = self._batch.event_times
+        if isinstance(now, int):
+            oldest = now - ttl
+            return None if min(times, default=oldest) >= oldest else [time < oldest for time in times]
+        return [time < each - ttl for time, each in zip(times, itertools.compress(now, self._is_found), strict=True)]
+
+    @cached_property
+    def _is_found(self) -> list[bool]:
+        if self._is_each_whole:
+            return [value is not None for value in self._values]
+        return [value is not None and not is_deleted(value) for value in self._values]
+
+    @cached_property
+    def status_list(self) -> list[Status]:
+        """The status of each row."""
+        if self._is_whole and self._old is None:
+            return [Status.PRESENT] * len(self._values)
+        present, outside = Status.PRESENT, Status.OUTSIDE_MAX_AGE
+        old = itertools.repeat(None) if self._old is None else iter(self._old)
+        return [(outside if next(old) else present) if is_there else Status.NOT_FOUND for is_there in self._is_found]
 
     @property
     def statuses(self) -> npt.NDArray[np.uint8]:
@@ -50,41 +63,52 @@ class OnlineRows:
         return np.array(self.status_list, dtype=np.uint8)
 
     @cached_property
+    def _placed(self) -> Placed | None:
+        """Where each row stands among those that are stored, and which are null; none if all are there."""
+        if self._is_whole and self._old is None:
+            return None
+        found = np.array(self._is_found, dtype=bool)
+        absent = ~found
+        if self._old is not None:
+            absent[found] = self._old
+        return np.maximum(np.cumsum(found) - 1, 0), absent
+
+    @cached_property
     def features(self) -> list[pa.Array]:
         """The features as columns of their declared Arrow types."""
-        columns = self._batch.columns()
-        if not any(self.status_list):
-            return columns
-        places = self._places([status == Status.PRESENT for status in self.status_list])
-        return [column.take(places) for column in columns]
+        if self._is_empty:
+            return [pa.nulls(len(self._values), field.type.arrow) for field in self._codec.fields]
+        if self._placed is None or self._codec.is_fixed_width:
+            return self._batch.columns(self._placed)
+        places, absent = self._placed
+        return [column.take(pa.array(places, mask=absent)) for column in self._batch.columns()]
 
     @cached_property
     def plain(self) -> list[list[Any]]:
         """The features as lists by column; dates are days and timestamps microseconds since 1970."""
         columns = self._batch.plain()
-        if not any(self.status_list):
+        if self._old is not None:
+            columns = [[None if is_old else value for value, is_old in zip(column, self._old, strict=True)] for column in columns]
+        if self._is_whole:
             return columns
         filled = []
         for column in columns:
             values = iter(column)
             filled.append([next(values) if is_there else None for is_there in self._is_found])
-        for place, status in enumerate(self.status_list):
-            if status == Status.OUTSIDE_MAX_AGE:
-                for column in filled:
-                    column[place] = None
         return filled
 
-    def arrays(self) -> list[npt.NDArray[Any]] | None:
-        """Return the features as arrays, none unless all are numbers or booleans, finite and not null."""
-        return None if any(self.status_list) else self._batch.arrays()
+    def arrays(self) -> list[npt.NDArray[Any] | list[Any]] | None:
+        """Return the features as `RowBatch.arrays` does, NaN or None where a row is null."""
+        if self._is_empty and self._codec.is_numeric:
+            return [[None] * len(self._values) for _ in self._codec.fields]
+        return self._batch.arrays(self._placed)
 
     @cached_property
     def event_times(self) -> pa.Array:
         """The event time of each row that was found, those too old included; null in static views."""
         times = np.array(self._batch.event_times, dtype=np.int64)
         timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
-        return timed if self._is_whole else timed.take(self._places(self._is_found))
-
-    def _places(self, is_wanted: Sequence[bool]) -> pa.Array:
-        """Return where each row stands among those that are stored, null for those that are not wanted."""
-        return pa.array(np.cumsum(self._is_found) - 1, mask=~np.array(is_wanted, dtype=bool))
+        if self._is_whole:
+            return timed
+        found = np.array(self._is_found, dtype=bool)
+        return timed.take(pa.array(np.cumsum(found) - 1, mask=~found))

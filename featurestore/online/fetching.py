@@ -109,25 +109,29 @@ class _State:
     def __init__(self, keys: Sequence[bytes]) -> None:
         self.keys = keys
         self.found: Found = [None] * len(keys)
-        self.pending: list[int] = list(range(len(keys)))
+        self.pending: Sequence[int] = range(len(keys))  # of which parts are ranges, too
         self.asking: dict[int, Endpoint] = {}
         self.alone: set[int] = set()
 
     def take(self, exchanges: Sequence[Exchange], results: Sequence[list[Any] | redis.RedisError]) -> redis.RedisError | None:
         """Take what exchanges gave; returns why something is still missing."""
-        self.asking, self.pending, failure = {}, [], None
+        failure, missing = None, list[int]()
+        self.asking = {}
         for exchange, result in zip(exchanges, results, strict=True):
             replies = [result] * exchange.replies if isinstance(result, redis.RedisError) else result
             for places, reply in zip(exchange.places, replies[exchange.replies_each - 1 :: exchange.replies_each], strict=True):
-                if isinstance(reply, list):
+                if isinstance(reply, list) and isinstance(places, range) and len(reply) == len(places):
+                    self.found[places.start : places.stop] = reply
+                elif isinstance(reply, list):
                     for place, value in zip(places, reply, strict=True):
                         self.found[place] = value
                 else:
                     failure = self._miss(places, reply)
+                    missing += places
+        self.pending = missing
         return failure
 
     def _miss(self, places: Sequence[int], reply: Any) -> redis.RedisError:
-        self.pending += places
         if not isinstance(reply, hiredis.ReplyError):
             lost: redis.RedisError = reply
             return lost
@@ -164,4 +168,10 @@ def _exchanges(state: _State, layout: Layout) -> list[Exchange]:
 
 def _exchange(endpoint: Endpoint, keys: Sequence[bytes], groups: Sequence[Sequence[int]]) -> Exchange:
     parts = [group[first : first + MGET_KEYS] for group in groups for first in range(0, len(group), MGET_KEYS)]
-    return Exchange(endpoint, b"".join([mget([keys[place] for place in part]) for part in parts]), parts)
+    return Exchange(endpoint, b"".join([mget(_at(keys, part)) for part in parts]), parts)
+
+
+def _at(keys: Sequence[bytes], places: Sequence[int]) -> Sequence[bytes]:
+    if isinstance(places, range):
+        return keys[places.start : places.stop]
+    return [keys[place] for place in places]

@@ -30,7 +30,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -54,13 +54,17 @@ from featurestore.online.tails import (
     variable_values,
 )
 
-__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "RowBatch", "RowCodec", "codec_of", "deleted_row", "erased_row", "is_deleted"]
+__all__ = ["HEADER_BYTES", "NO_EVENT_TIME", "Placed", "RowBatch", "RowCodec", "codec_of", "deleted_row", "erased_row", "is_deleted"]
 
 HEADER_BYTES = 17
 NO_EVENT_TIME = -(2**63)
 _ROW, _DELETED = 1, 0
 _ROW_FORMAT = bytes([_ROW])
 _FEW_ROWS = 24  # where one numpy call for each column begins to cost less than one `struct` call for each row
+
+Placed = tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]
+"""For each row that is wanted its place among those of a batch, and whether it is null instead; both of shape (rows,)."""
+
 _CODES = {"?": "?", "<i4": "i", "<i8": "q", "<f4": "f", "<f8": "d"}
 
 
@@ -184,11 +188,11 @@ class RowCodec:
 
     # Decoding
 
-    def is_each_whole(self, values: Sequence[bytes | None]) -> bool:
-        """Whether each value is a row of these features and of fixed width; if not, one may be deleted, missing or foreign."""
-        if not self.is_fixed_width or None in values or {*map(len, cast("Sequence[bytes]", values))} != {self.width}:
+    def is_each_whole(self, values: Sequence[bytes]) -> bool:
+        """Whether each value is a row of these features and of fixed width; if not, one may be deleted or foreign."""
+        if not self.is_fixed_width or {*map(len, values)} != {self.width}:
             return False
-        return b"".join(cast("Sequence[bytes]", values))[:: self.width].count(_ROW) == len(values)
+        return b"".join(values)[:: self.width].count(_ROW) == len(values)
 
     def open(self, rows: Sequence[bytes], *, is_checked: bool = False) -> RowBatch:
         """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
@@ -258,13 +262,22 @@ class RowBatch:
         starts = np.cumsum(self._lengths) - self._lengths
         return self._buffer[starts[:, None] + np.arange(width)]
 
-    def columns(self) -> list[pa.Array]:
-        """Return the features as columns of their declared Arrow types."""
+    def _at(self, placed: Placed | None) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_] | None]:
+        """Return what rows have up to the tail, shape (rows, width), and which features are null, shape (features, rows)."""
+        fixed, absent = self._fixed, None
+        if placed is not None:
+            places, absent = placed
+            fixed = fixed[places]
+            fixed[absent] = 0  # nothing of another row is left under a null
+        return fixed, self._nulls(fixed, absent)
+
+    def columns(self, placed: Placed | None = None) -> list[pa.Array]:
+        """Return the features as columns of their declared Arrow types; `placed` goes with rows of fixed width."""
         columns: list[pa.Array] = []
-        nulls = self._nulls()
+        fixed, nulls = self._at(placed)
         variable = None if self._codec.is_fixed_width else _Tails(self._buffer, self._lengths, self._codec.width)
         for run in self._codec.runs:
-            block = np.ascontiguousarray(run.of(self._fixed).T)
+            block = np.ascontiguousarray(run.of(fixed).T)
             if run.arrow is not None:
                 columns += run.columns(block, nulls)
                 continue
@@ -279,12 +292,13 @@ class RowBatch:
             variable.end()
         return columns
 
-    def _nulls(self) -> npt.NDArray[np.bool_] | None:
+    def _nulls(self, fixed: npt.NDArray[np.uint8], absent: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.bool_] | None:
         """Return which features are null, shape (features, rows); none where no feature is."""
-        bitmap = self._fixed[:, HEADER_BYTES : HEADER_BYTES + self._codec.bitmap]
-        if not bitmap.any():
+        bitmap = fixed[:, HEADER_BYTES : HEADER_BYTES + self._codec.bitmap]
+        if absent is None and not bitmap.any():
             return None
-        return np.unpackbits(bitmap, axis=1, bitorder="little")[:, : len(self._codec.fields)].T.astype(bool)
+        nulls = np.unpackbits(bitmap, axis=1, bitorder="little")[:, : len(self._codec.fields)].T.astype(bool)
+        return nulls if absent is None else nulls | absent
 
     def plain(self) -> list[list[Any]]:
         """Return the features as lists by column, of None, bool, int, float, str, bytes or list.
@@ -297,20 +311,29 @@ class RowBatch:
             columns[feature][row] = None
         return columns
 
-    def arrays(self) -> list[npt.NDArray[Any]] | None:
-        """Return the features as arrays, floats as doubles; none unless all are numbers or booleans, finite and not null.
+    def arrays(self, placed: Placed | None = None) -> list[npt.NDArray[Any] | list[Any]] | None:
+        """Return the features as arrays, floats as doubles with NaN for a null; whole numbers and booleans beside a null as lists.
 
-        None too for few rows, of which lists are made in less time.
+        None unless all are numbers or booleans, and finite; none too for few rows, of which lists are made in less time.
         """
-        if len(self._rows) < _FEW_ROWS or not self._codec.is_numeric or self._nulls() is not None:
+        if not self._codec.is_numeric or len(self._rows if placed is None else placed[0]) < _FEW_ROWS:
             return None
-        arrays: list[npt.NDArray[Any]] = []
+        fixed, nulls = self._at(placed)
+        arrays: list[npt.NDArray[Any] | list[Any]] = []
         for run in self._codec.runs:
-            block = np.ascontiguousarray(run.of(self._fixed).T)
+            block = np.ascontiguousarray(run.of(fixed).T)
+            absent = None if nulls is None else nulls[run.feature : run.feature + run.count]
             if block.dtype.kind == "f":
                 if not np.isfinite(block).all():
                     return None
                 block = block.astype(np.float64, copy=False)
+                if absent is not None:
+                    block[absent] = np.nan
+            elif absent is not None:
+                values = block.astype(object)
+                values[absent] = None
+                arrays += values.tolist()
+                continue
             arrays.extend(block)
         return arrays
 
@@ -319,7 +342,7 @@ class RowBatch:
         parts: list[list[Any]] = []
         for run in self._codec.runs:
             parts += run.of(self._fixed).T.tolist()
-        nulls = self._nulls()
+        nulls = self._nulls(self._fixed)
         return parts, [] if nulls is None else [(feature, row) for feature, row in np.argwhere(nulls).tolist()]
 
     def _unpacked(self) -> tuple[list[list[Any]], list[tuple[int, int]]]:

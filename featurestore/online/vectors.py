@@ -98,14 +98,14 @@ class FeatureVectors:
         """The on-demand features, evaluated once: what is logged is what was served."""
         return self._plan.on_demand.evaluated(self._inputs(), self._request.rows)
 
-    def arrays(self) -> dict[str, npt.NDArray[Any]] | None:
-        """Return the features as arrays by column, none unless they are many numbers or booleans, finite and not null."""
+    def arrays(self) -> dict[str, npt.NDArray[Any] | list[Any]] | None:
+        """Return the features by column as `RowBatch.arrays` does, none unless all are many numbers or booleans, and finite."""
         if self._plan.on_demand or self._single is not None:
             return None
         arrays = [rows.arrays() for rows in self._answers]
         if None in arrays:
             return None
-        columns = cast("list[list[npt.NDArray[Any]]]", arrays)
+        columns = cast("list[list[npt.NDArray[Any] | list[Any]]]", arrays)
         return {name: columns[view][feature] for name, view, feature in self._plan.places}
 
     def _inputs(self) -> dict[str, Any]:
