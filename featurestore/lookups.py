@@ -1,4 +1,4 @@
-"""Lookups of the Python API, compiled once for what names mean now; that is read from the registry at most once a second."""
+"""Lookups of the Python API, compiled once for what names mean now; at most once a second the registry is asked if that changed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from featurestore.registry.selection import select
 from featurestore.registry.state import Applied
 from featurestore.serving_log.writer import ServingLog
 
-__all__ = ["Lookups"]
+__all__ = ["READ_SECONDS", "Lookups"]
+
+READ_SECONDS = 60.0
+"""After which all is read again though nobody wrote: a process of a release that does not count may have."""
 
 _SERVING_SECONDS = 1.0
 _PLANS = 1000
@@ -27,9 +30,10 @@ _PLANS = 1000
 
 @dataclass(frozen=True)
 class _Serving:
-    """What names mean, when that was last found to be so, the registry's count of writes then, and the lookups compiled from it."""
+    """What names mean, and the lookups compiled from it: when it was last found to be so, and when it was read, at which count."""
 
     looked_at: float
+    read_at: float
     writes: int
     applied: Applied
     plans: dict[str | tuple[str, ...], LookupPlan] = field(default_factory=dict)
@@ -84,16 +88,18 @@ class Lookups:
         return vectors
 
     def _serving_now(self) -> _Serving:
-        serving = self._serving
-        if serving is None or self._is_stale():
-            now, registry = time.monotonic(), self._registry()
-            writes = registry.writes()  # before what it counts, so that a write in between is found by the next look
-            if serving is not None and serving.writes == writes:
-                serving = replace(serving, looked_at=now)
-            else:
-                serving = _Serving(now, writes, registry.serving())
-            self._serving = serving
+        known, now = self._serving, time.monotonic()
+        if known is not None and now - known.looked_at <= _SERVING_SECONDS:
+            return known
+        registry = self._registry()
+        writes = registry.writes()  # before what it counts, so that a write in between is found by the next look
+        if known is not None and known.writes == writes and now - known.read_at <= READ_SECONDS:
+            serving = replace(known, looked_at=now, locked=set())  # a lock may be a file, which is read again, too
+        else:
+            serving = _Serving(now, now, writes, registry.serving())
+        self._serving = serving
         return serving
 
     def _is_stale(self) -> bool:
-        return self._serving is None or time.monotonic() - self._serving.looked_at > _SERVING_SECONDS
+        known = self._serving
+        return known is None or time.monotonic() - known.looked_at > _SERVING_SECONDS

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from starlette.testclient import TestClient
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, lookups
 from featurestore.errors import InputError, LockError
 from featurestore_server.app import create_app
 from tests.conftest import NOON, TIME, Repo, at
@@ -142,6 +142,16 @@ def test_what_is_no_lock_is_an_input_error(locked: tuple[Repo, FeatureStore, Pat
         store.get_online_features(ASKED, "model", lock=NEVER)
     with pytest.raises(LockError, match="the lock is of 'model'"):
         store.get_online_features({"origin": ["EWR"]}, "other", lock=path)
+
+
+def test_a_lock_file_is_read_again(locked: tuple[Repo, FeatureStore, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has changed or gone is noticed with the next look at the registry, though nobody has written to that."""
+    _, store, path = locked
+    store.get_online_features(ASKED, "model", lock=path)
+    monkeypatch.setattr(lookups, "_SERVING_SECONDS", 0.0)
+    path.write_text("{}")
+    with pytest.raises(InputError, match="is no lock that this release reads"):
+        store.get_online_features(ASKED, "model", lock=path)
 
 
 def test_http_refuses_with_409_and_says_what_differs(locked: tuple[Repo, FeatureStore, Path]) -> None:

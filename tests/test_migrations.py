@@ -69,7 +69,9 @@ def test_a_registry_of_the_first_release_is_brought_here_with_all_it_holds(open_
     assert states(registry, "a") == ["a1 replaced", "a2 replaced", "a3 serving"]
     registry.rollback("a", now=NOON)
     assert states(registry, "a") == ["a1 replaced", "a2 serving", "a3 replaced"]
+    before = registry.writes()
     apply(registry, service("s", view("a")))
+    assert registry.writes() > before
 
 
 def test_the_steps_lead_to_the_schema_that_a_new_database_has(open_registry: Open, database_url: str) -> None:

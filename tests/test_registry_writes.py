@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -55,6 +54,12 @@ def test_every_write_that_lookups_go_by_is_counted(registry: Registry) -> None:
     registry.api_keys.create("k", ["admin"], now=NOON)
     is_counted()
     registry.api_keys.revoke("k", now=NOON)
+    is_counted()
+    registry.mark_removing(version)
+    is_counted()
+    registry.mark_removed(version)
+    is_counted()
+    registry.erasures.bury(["origin"], ["00"], now=NOON)
     is_counted()
 
 
@@ -124,28 +129,31 @@ def test_lookups_read_again_what_was_written(weather_repo: Repo, monkeypatch: py
         store.get_online_features({"origin": ["EWR"]}, "flight_weather")
         assert len(reads) == before + 1
 
+        monkeypatch.setattr(lookups, "READ_SECONDS", 0.0)  # a minute is over
+        store.get_online_features({"origin": ["EWR"]}, "flight_weather")
+        assert len(reads) == before + 2
+
 
 def test_a_server_reads_again_what_was_written(weather_repo: Repo, monkeypatch: pytest.MonkeyPatch, reads: list[Registry]) -> None:
-    """Its looks at a registry that nobody wrote to read nothing more; after a write they do, and know the new key."""
-    monkeypatch.setattr(plans, "_LOOK_SECONDS", 0.0)
+    """Its looks at a registry that nobody wrote to read nothing more; after a write, and after a minute, they do."""
     with ended(weather_repo.open()) as store:
         store.apply()
         served = Plans(store, Metrics(0, None))
         served.be_warm()
-        known, before = served.known(), len(reads)
+        known, before = served.last, len(reads)
         assert known is not None
 
-        def look() -> None:
-            looked_at = served._looked_at
-            served.known()
-            while served._looked_at == looked_at:
-                time.sleep(0.001)
+        def look() -> Any:
+            served._look().result()
+            return served.last
 
-        look()
-        look()
-        assert (served.known() is known, len(reads)) == (True, before)
+        assert look() is look() is known
+        assert len(reads) == before
 
         store.registry.api_keys.create("k", ["admin"], now=NOON)
-        look()
-        assert served.last is not None
-        assert ([key.name for key in served.last.keys], len(reads), served.last.plans) == (["k"], before + 1, known.plans)
+        again = look()
+        assert ([key.name for key in again.keys], len(reads), again.plans is known.plans) == (["k"], before + 1, True)
+
+        monkeypatch.setattr(plans, "READ_SECONDS", 0.0)  # a minute is over
+        assert look().plans is known.plans
+        assert len(reads) == before + 2

@@ -15,7 +15,7 @@ from featurestore import FeatureService, FeatureStore
 from featurestore.errors import IncompleteError, InputError, NotFoundError, OnlineStoreError
 from featurestore.online.rows import NO_EVENT_TIME, deleted_row
 from featurestore.online.store import Status, rows_of
-from featurestore.online.vectors import LookupPlan
+from featurestore.online.vectors import FeatureVectors, LookupPlan
 from tests.conftest import HOUR, NOON, TIME, Repo, at
 
 PRESENT, NOT_FOUND, OUTSIDE = Status.PRESENT, Status.NOT_FOUND, Status.OUTSIDE_MAX_AGE
@@ -187,6 +187,27 @@ def test_a_foreign_row_is_refused_at_once(store: FeatureStore, damage: Callable[
         asked = plan.request({"origin": ["EWR"] * entities})
         with pytest.raises(OnlineStoreError, match="load the view again"):
             plan.answer(asked, [damage(row)] * entities, now=NOON)
+
+
+@pytest.mark.parametrize("entities", [1, 2, 30])
+def test_a_row_that_contradicts_itself_is_refused(repo: Repo, store: FeatureStore, entities: int) -> None:
+    """A text that ends before it says is an error whenever its features are read, in each form."""
+    repo.write("words.parquet", {"origin": ["EWR"], "word": ["windy"]})
+    repo.define(
+        DEFINITIONS
+        + """
+words = FeatureView("words", entities=[airport], source=FileSource("words", path="words.parquet"), fields={"word": String})
+"""
+    )
+    store.apply()
+    store.materialize()
+    plan = LookupPlan(store.selection(["words:word"]), store.functions.of)
+    [row] = rows_of(plan.lookups[0].version).encode(pa.table({"word": ["windy"]}), np.array([NOON], np.int64), 5)
+    for read in (FeatureVectors.plain_features, FeatureVectors.to_dict, FeatureVectors.to_arrow):
+        asked = plan.request({"origin": ["EWR"] * entities})
+        assert list(read(plan.answer(asked, [row] * entities, now=NOON))) != []
+        with pytest.raises(OnlineStoreError, match="'word'; load the view again"):
+            read(plan.answer(asked, [row[:-1]] * entities, now=NOON))
 
 
 def test_a_service_can_be_asked_by_name_by_definition_or_as_a_list(store: FeatureStore) -> None:

@@ -40,7 +40,8 @@ class OnlineRows:
         if isinstance(now, int):
             oldest = now - ttl
             return None if min(times, default=oldest) >= oldest else [time < oldest for time in times]
-        return [time < each - ttl for time, each in zip(times, itertools.compress(now, self._is_found), strict=True)]
+        old = [time < each - ttl for time, each in zip(times, itertools.compress(now, self._is_found), strict=True)]
+        return old if True in old else None
 
     @cached_property
     def _is_found(self) -> list[bool]:
@@ -63,15 +64,21 @@ class OnlineRows:
         return np.array(self.status_list, dtype=np.uint8)
 
     @cached_property
+    def _places(self) -> Placed:
+        """Where each row stands among those that are stored, and which of them are."""
+        found = np.array(self._is_found, dtype=bool)
+        return np.maximum(np.cumsum(found) - 1, 0), found
+
+    @cached_property
     def _placed(self) -> Placed | None:
         """Where each row stands among those that are stored, and which are null; none if all are there."""
         if self._is_whole and self._old is None:
             return None
-        found = np.array(self._is_found, dtype=bool)
+        places, found = self._places
         absent = ~found
         if self._old is not None:
             absent[found] = self._old
-        return np.maximum(np.cumsum(found) - 1, 0), absent
+        return places, absent
 
     @cached_property
     def features(self) -> list[pa.Array]:
@@ -98,10 +105,10 @@ class OnlineRows:
         return filled
 
     def arrays(self) -> list[npt.NDArray[Any] | list[Any]] | None:
-        """Return the features as `RowBatch.arrays` does, NaN or None where a row is null."""
+        """Return the features as `RowBatch.arrays` does, NaN or None where a row is null; lists where none is stored."""
         if self._is_empty and self._codec.is_numeric:
             return [[None] * len(self._values) for _ in self._codec.fields]
-        return self._batch.arrays(self._placed)
+        return self._batch.arrays(self._placed) if self._codec.has_arrays(len(self._values)) else None
 
     @cached_property
     def event_times(self) -> pa.Array:
@@ -110,5 +117,5 @@ class OnlineRows:
         timed = pa.array(times, mask=times == NO_EVENT_TIME).cast(pa.timestamp("us", "UTC"))
         if self._is_whole:
             return timed
-        found = np.array(self._is_found, dtype=bool)
-        return timed.take(pa.array(np.cumsum(found) - 1, mask=~found))
+        places, found = self._places
+        return timed.take(pa.array(places, mask=~found))

@@ -194,6 +194,10 @@ class RowCodec:
             return False
         return b"".join(values)[:: self.width].count(_ROW) == len(values)
 
+    def has_arrays(self, rows: int) -> bool:
+        """Whether so many rows can come as arrays: all features are numbers or booleans, and lists would take more time."""
+        return self.is_numeric and rows >= _FEW_ROWS
+
     def open(self, rows: Sequence[bytes], *, is_checked: bool = False) -> RowBatch:
         """Return rows that are not deleted, to be decoded in one form or another; OnlineStoreError for a foreign header."""
         return RowBatch(self, rows, is_checked=is_checked)
@@ -314,15 +318,17 @@ class RowBatch:
     def arrays(self, placed: Placed | None = None) -> list[npt.NDArray[Any] | list[Any]] | None:
         """Return the features as arrays, floats as doubles with NaN for a null; whole numbers and booleans beside a null as lists.
 
-        None unless all are numbers or booleans, and finite; none too for few rows, of which lists are made in less time.
+        None unless the codec has arrays of so many rows, and all numbers are finite.
         """
-        if not self._codec.is_numeric or len(self._rows if placed is None else placed[0]) < _FEW_ROWS:
+        if not self._codec.has_arrays(len(self._rows if placed is None else placed[0])):
             return None
         fixed, nulls = self._at(placed)
         arrays: list[npt.NDArray[Any] | list[Any]] = []
         for run in self._codec.runs:
             block = np.ascontiguousarray(run.of(fixed).T)
             absent = None if nulls is None else nulls[run.feature : run.feature + run.count]
+            if absent is not None and not absent.any():
+                absent = None
             if block.dtype.kind == "f":
                 if not np.isfinite(block).all():
                     return None

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 import pyarrow as pa
@@ -39,7 +39,10 @@ class FeatureVectors:
     """
 
     def __init__(self, plan: LookupPlan, request: Request, found: Found, now: int) -> None:
-        """Take what was found under the request's names; OnlineStoreError for a row whose header contradicts itself."""
+        """Take what was found under the request's names; OnlineStoreError for a foreign row, and for one that contradicts itself.
+
+        The content of rows is looked at only for one entity; of more, where it is read.
+        """
         self._plan, self._request, self._found, self._now = plan, request, found, now
         self._single = plan.single(found, now) if request.rows == 1 else None
         if self._single is None:
@@ -99,13 +102,15 @@ class FeatureVectors:
         return self._plan.on_demand.evaluated(self._inputs(), self._request.rows)
 
     def arrays(self) -> dict[str, npt.NDArray[Any] | list[Any]] | None:
-        """Return the features by column as `RowBatch.arrays` does, none unless all are many numbers or booleans, and finite."""
-        if self._plan.on_demand or self._single is not None:
+        """Return the features by column as `OnlineRows.arrays` does; none if that of a view is none, or there is but one entity."""
+        if not self._plan.is_numeric or self._single is not None:
             return None
-        arrays = [rows.arrays() for rows in self._answers]
-        if None in arrays:
-            return None
-        columns = cast("list[list[npt.NDArray[Any] | list[Any]]]", arrays)
+        columns = []
+        for rows in self._answers:
+            arrays = rows.arrays()
+            if arrays is None:
+                return None
+            columns.append(arrays)
         return {name: columns[view][feature] for name, view, feature in self._plan.places}
 
     def _inputs(self) -> dict[str, Any]:
@@ -188,8 +193,11 @@ class LookupPlan:
         self.places = [(name, *by_column[name]) for name in selection.columns if name in by_column]
         """Each column that is looked up, the place of its lookup, and the place of its feature in that."""
         self.looked_up = [name for name, _, _ in self.places]
+        """The names of these."""
         firsts = [0, *itertools.accumulate(map(len, fields))]
         self._flat = [firsts[view] + feature for _, view, feature in self.places]
+        self.is_numeric = not self.on_demand and all(codec.is_numeric for _, _, codec, _ in self.parts)
+        """Whether there is nothing but numbers and booleans to look up, and nothing to compute."""
         self.inputs = [(name, *by_column[name]) for name in self.on_demand.inputs if name in by_column]
         """The same of the columns that on-demand views take."""
         self.taken = [name for name in self.on_demand.inputs if name not in by_column]

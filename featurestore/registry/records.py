@@ -91,7 +91,7 @@ def _version(row: Any, targets: set[int | None]) -> Version:
 
 @lru_cache(maxsize=1024)
 def _view(text: str) -> FeatureView:
-    """Return the view of a spec; a service reads the same ones each second, beside its lookups."""
+    """Return the view of a spec; who reads again what names mean reads mostly the same ones."""
     return from_spec(FeatureView, json.loads(text))
 
 

@@ -106,7 +106,7 @@ class Registry:
                 connection.execute(sa.update(meta).values(writes=meta.c.writes + 1))
 
     def writes(self) -> int:
-        """Return a number that grows with every write but those of pushes: as long as it is the same, so is what was read since."""
+        """Return a number that grows with every write but those of pushes: while it is the same, so is what lookups go by."""
         with self._transaction() as connection:
             return int(connection.execute(sa.select(meta.c.writes)).scalar_one())
 

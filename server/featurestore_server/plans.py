@@ -22,6 +22,7 @@ import orjson
 from featurestore import FeatureStore
 from featurestore.errors import FeatureStoreError
 from featurestore.functions import Functions
+from featurestore.lookups import READ_SECONDS
 from featurestore.online.fetching import MGET_KEYS
 from featurestore.online.vectors import LookupPlan
 from featurestore.registry.api_keys import ApiKey
@@ -83,8 +84,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Serving:
-    """What names mean, the keys, and the lookups compiled from the names; `writes` is the registry's count when they were read."""
+    """What names mean, the keys, and the lookups compiled from the names; when they were read, and the registry's count then."""
 
+    read_at: float
     writes: int
     applied: Applied
     keys: tuple[ApiKey, ...]
@@ -192,13 +194,14 @@ class Plans:
         """Return what the registry says, with all that was compiled before and still holds."""
         registry, known = self._store.registry, self._serving
         writes = registry.writes()  # before what it counts, so that a write in between is found by the next look
-        if known is not None and known.writes == writes:
+        if known is not None and known.writes == writes and time.monotonic() - known.read_at <= READ_SECONDS:
             return known
+        read_at = time.monotonic()
         applied, keys = registry.serving(), tuple(registry.api_keys.all())
         access = known.access if known is not None and known.keys == keys else Access(keys, is_open=self._is_open)
         if known is not None and known.applied == applied:
-            return replace(known, writes=writes, keys=keys, access=access)
-        new = Serving(writes, applied, keys, access, self._store.functions, self._metrics)
+            return replace(known, read_at=read_at, writes=writes, keys=keys, access=access)
+        new = Serving(read_at, writes, applied, keys, access, self._store.functions, self._metrics)
         new.warm()  # here, where no request waits for it
         return new
 
