@@ -133,12 +133,14 @@ async def _soak(options: argparse.Namespace) -> int:
             memory.append(_memory(server.pid))
             line = {"requests": len(load.latencies), "errors": load.errors, "p50_ms": round(p50, 2), "p99_ms": round(p99, 2)}
             print(json.dumps(line | {"memory_mb": round(memory[-1], 1)}), flush=True)
+        load.is_over = True  # while the other server starts, this one ends connections that nobody uses
         with _served(options) as fresh:
             other = await _connected(fresh.url, body)
             await _greatest(other)
-            pairs = [(await _greatest(load), await _greatest(other)) for _ in range(PAIRS)]
-            errors = load.errors + other.errors
-            load.is_over = other.is_over = True
+            again = await _connected(server.url, body)
+            pairs = [(await _greatest(again), await _greatest(other)) for _ in range(PAIRS)]
+            errors = load.errors + again.errors + other.errors
+            again.is_over = other.is_over = True
     ratios = [one / two for one, two in pairs]
     last = {
         "memory_drift": round(memory[-1] / memory[min(1, len(memory) - 1)] - 1, 4),
