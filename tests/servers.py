@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import socket
 import subprocess
@@ -22,14 +23,21 @@ Client = Any
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on; the cluster's bus port above it is free, too."""
+    """Return a port that nobody listens on, nor gets who asks for any; the cluster's bus port above it is free, too."""
     while True:
-        with socket.socket() as one, socket.socket() as bus:
-            one.bind((HOST, 0))
-            port = int(one.getsockname()[1])
-            with suppress(OSError, OverflowError):
-                bus.bind((HOST, port + 10000))
-                return port
+        port = secrets.choice(range(11_000, 22_000))  # Linux gives those from 32,768 on to whoever asks for any
+        with socket.socket() as one, socket.socket() as bus, suppress(OSError):
+            one.bind((HOST, port))
+            bus.bind((HOST, port + 10_000))
+            return port
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs: one that nobody waits for may stay as a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it goes while it is read
+        return False
 
 
 @dataclass

@@ -240,6 +240,7 @@ def test_a_server_that_stops_in_the_middle_of_a_load(
         patch.setattr(OnlineLoad, "write", _stopping(signum, lambda: pid))
         with pytest.raises(OnlineStoreError, match="restarted, failed over or was moved during the load"):
             store.materialize()
+    monkeypatch.delenv("FEATURESTORE_ONLINE__TIMEOUT_MS")
     if signum == signal.SIGSTOP:
         with suppress(ProcessLookupError):  # whoever found it silent may have replaced it
             os.kill(pid, signal.SIGCONT)

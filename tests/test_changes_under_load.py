@@ -147,7 +147,6 @@ def test_every_answer_is_wholly_of_one_version(repo_of_marks: Repo, reader: subp
     seen.append(json.loads(output))
     for place, marks in enumerate(seen):
         assert set(marks) == {1, 2, 3}, place
-        assert len(marks) > 10, place
 
 
 def _changes(repo: Repo, store: FeatureStore) -> Iterator[int]:

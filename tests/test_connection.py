@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +12,21 @@ import redis
 
 from featurestore import Entity
 from featurestore.errors import OnlineStoreError, SettingsError
-from featurestore.online import embedded
 from featurestore.online.store import OnlineStore, Status
 from featurestore.settings import load_settings
 from featurestore.types import Int64, String
 from tests.conftest import NOON, TIME, Repo
+from tests.servers import Process, server
 from tests.versions import version
 
 NOT_FOUND = Status.NOT_FOUND
 
 
-@dataclass
-class Server:
-    """A server with a password, on a port of its own."""
-
-    port: int
-    process: subprocess.Popen[bytes]
-
-    def stop(self) -> None:
-        """End it."""
-        self.process.terminate()
-        self.process.wait(10)
-
-
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    """Start a server on TCP that asks for the password `hunter2`."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    options = f"--port {port} --bind 127.0.0.1 --requirepass hunter2 --save".split()
-    started = Server(port, subprocess.Popen([embedded._binary(), *options, "", "--dir", tmp_path], stdout=subprocess.DEVNULL))
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            break
-        except OSError:
-            time.sleep(0.02)
-    yield started
-    started.stop()
+def guarded(tmp_path: Path) -> Iterator[Process]:
+    """A server that asks for the password `hunter2`."""
+    with server(tmp_path, "--requirepass", "hunter2") as started:
+        yield started
 
 
 @pytest.fixture
@@ -93,33 +67,33 @@ def _load(store: OnlineStore, *rows: Any) -> None:
         load.finish()
 
 
-def test_a_store_that_is_gone_is_named_without_its_password(server: Server, store_at: Callable[[str], OnlineStore]) -> None:
+def test_a_store_that_is_gone_is_named_without_its_password(guarded: Process, store_at: Callable[[str], OnlineStore]) -> None:
     """Once the server has ended every call is an OnlineStoreError with the URL, the password left out."""
-    store = store_at(f"redis://:hunter2@127.0.0.1:{server.port}/0")
+    store = store_at(f"redis://:hunter2@127.0.0.1:{guarded.port}/0")
     for use in uses(store):
         use()
-    server.stop()
+    guarded.stop()
     for use in uses(store):
         with pytest.raises(OnlineStoreError) as error:
             use()
-        assert f"the online store redis://:***@127.0.0.1:{server.port}/0 " in str(error.value)
+        assert f"the online store redis://:***@127.0.0.1:{guarded.port}/0 " in str(error.value)
         assert "hunter2" not in str(error.value)
 
 
 @pytest.mark.parametrize("login", ["", ":hunter3@", "me:hunter3@"])
-def test_a_wrong_password_is_an_error_without_it(server: Server, store_at: Callable[[str], OnlineStore], login: str) -> None:
+def test_a_wrong_password_is_an_error_without_it(guarded: Process, store_at: Callable[[str], OnlineStore], login: str) -> None:
     """A server that refuses the login is named with its reason, without the password that was tried."""
-    for use in uses(store_at(f"redis://{login}127.0.0.1:{server.port}/0")):
+    for use in uses(store_at(f"redis://{login}127.0.0.1:{guarded.port}/0")):
         with pytest.raises(OnlineStoreError) as error:
             use()
         assert "password" in str(error.value).lower() or "auth" in str(error.value).lower()
         assert "hunter" not in str(error.value)
 
 
-def test_a_full_store_says_so(server: Server, store_at: Callable[[str], OnlineStore]) -> None:
+def test_a_full_store_says_so(guarded: Process, store_at: Callable[[str], OnlineStore]) -> None:
     """A server at its limit of memory refuses writes with an error that says what to do, and goes on answering reads."""
-    store = store_at(f"redis://:hunter2@127.0.0.1:{server.port}/0")
-    with redis.Redis(port=server.port, password="hunter2") as raw:
+    store = store_at(f"redis://:hunter2@127.0.0.1:{guarded.port}/0")
+    with redis.Redis(port=guarded.port, password="hunter2") as raw:
         raw.config_set("maxmemory", "1")
     ping, read, write, delete, *_ = uses(store)
 

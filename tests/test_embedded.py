@@ -24,6 +24,7 @@ from redis.retry import Retry
 
 from featurestore.errors import FeatureStoreError, MissingDependencyError, OnlineStoreError
 from featurestore.online import embedded
+from tests.servers import is_alive
 
 REPO = Path(__file__).parents[1]
 CALL = "import sys, pathlib; from featurestore.online import embedded; state = pathlib.Path(sys.argv[1]); "
@@ -72,14 +73,11 @@ def pid_of(path: Path) -> int:
 def has_ended(pid: int) -> bool:
     """Whether the process is gone or only waits to be reaped; it frees its lock a moment before."""
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except (FileNotFoundError, ProcessLookupError):
-            return True
+    while is_alive(pid):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.01)
-    return False
+    return True
 
 
 def wait_until_free(state: Path) -> None:
@@ -290,7 +288,7 @@ def test_loading_is_waited_for(state: Path, monkeypatch: pytest.MonkeyPatch) -> 
     slow = " --key-load-delay 200 --loading-process-events-interval-bytes 1024"
     monkeypatch.setattr(embedded, "_OPTIONS", embedded._OPTIONS + slow)
     begin = time.monotonic()
-    assert ask(embedded.ensure_running(state, timeout=0.2), "DBSIZE") == 5_000
+    assert ask(embedded.ensure_running(state, timeout=0.5), "DBSIZE") == 5_000
     assert time.monotonic() - begin > 1
     assert not (state / "server.log.1").exists()
 

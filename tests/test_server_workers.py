@@ -15,6 +15,7 @@ import pytest
 
 from featurestore import FeatureStore
 from featurestore_server.contract import JSON
+from tests.servers import is_alive
 from tests.service import ONLINE, USERS, serving
 from tests.test_server_lookups import until
 from tests.test_server_process import run
@@ -27,19 +28,13 @@ def children(process: subprocess.Popen[str]) -> set[int]:
     return set(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process runs: one that nobody waits for may stay as a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def team(store: FeatureStore) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A service of two workers, and its URL."""
-    with serving(store.settings.root, "--workers", "2", "--json") as (process, line):
-        yield process, json.loads(line)["url"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATURESTORE_SERVER__GRACE_SECONDS", "10")
+        with serving(store.settings.root, "--workers", "2", "--json") as (process, line):
+            yield process, json.loads(line)["url"]
 
 
 def test_a_worker_that_dies_is_replaced(team: tuple[subprocess.Popen[str], str]) -> None:
@@ -49,13 +44,18 @@ def test_a_worker_that_dies_is_replaced(team: tuple[subprocess.Popen[str], str])
     assert len(before) == 2
     for _ in range(20):
         assert httpx.post(f"{url}{ONLINE}", json=LOOKUP, timeout=30).status_code == 200
-    time.sleep(1.2)  # what was counted is shared once a second
+    _wait_until_saved(url, 20)
     os.kill(min(before), signal.SIGKILL)
     until(lambda: len(children(process)) == 2 and min(before) not in children(process))
     for _ in range(20):
         assert httpx.post(f"{url}{ONLINE}", json=LOOKUP, timeout=30).status_code == 200
-    counted = f'featurestore_requests_total{{route="{ONLINE}",service="everything",status="200"}} 40\n'
-    until(lambda: counted in httpx.get(f"{url}/metrics").text)
+    _wait_until_saved(url, 40)
+
+
+def _wait_until_saved(url: str, count: int) -> None:
+    """Wait until what both have counted is shared: each does so once a second, and whoever is asked for metrics at once."""
+    counted = f'featurestore_requests_total{{route="{ONLINE}",service="everything",status="200"}} {count}\n'
+    until(lambda: counted in httpx.get(f"{url}/metrics", timeout=30).text)
 
 
 def test_workers_finish_what_they_have_begun(team: tuple[subprocess.Popen[str], str]) -> None:

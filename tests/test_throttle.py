@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import redis
 
+from featurestore.online import throttle as pace
 from featurestore.online.throttle import Throttle
 from tests.servers import HOST, server
 
@@ -20,11 +22,12 @@ def wait_for(is_so: Callable[[], bool], seconds: float = 10) -> None:
         time.sleep(0.01)
 
 
-def test_a_pause_of_whoever_reads_does_not_let_a_load_loose(tmp_path: Path) -> None:
+def test_a_pause_of_whoever_reads_does_not_let_a_load_loose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A load is gentle while somebody reads and in short pauses, and goes at full speed once nobody has read for a while."""
+    monkeypatch.setattr(pace, "_QUIET_SECONDS", 5.0)  # a second is little where this machine stalls
+    gentle = pace._GENTLE_ROWS
     with server(tmp_path) as made, redis.Redis(HOST, made.port) as client:
         throttle = Throttle([redis.Redis(HOST, made.port)])
-        gentle = throttle.frame_rows()  # before it has looked
         wait_for(lambda: throttle.frame_rows() > gentle)
 
         def read() -> bool:
@@ -36,5 +39,5 @@ def test_a_pause_of_whoever_reads_does_not_let_a_load_loose(tmp_path: Path) -> N
             client.get("key")
         time.sleep(0.4)  # some looks find nobody
         assert throttle.frame_rows() == gentle
-        wait_for(lambda: throttle.frame_rows() > gentle)
+        wait_for(lambda: throttle.frame_rows() > gentle, 20)
         throttle.close()

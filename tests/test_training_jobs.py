@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -172,8 +174,8 @@ def test_a_job_outlives_its_server(
     with ExitStack() as stack:
         one, two = (stack.enter_context(_client(kept, monkeypatch, 1))[0] for _ in range(2))
         small = [one.create_training_set(SPINE, "everything").id for _ in range(4)]
-        done = two.wait_for_training_set(made.id, timeout_seconds=60)
-        others = [two.wait_for_training_set(each, timeout_seconds=60) for each in small]
+        done = two.wait_for_training_set(made.id, timeout_seconds=180)
+        others = [two.wait_for_training_set(each, timeout_seconds=180) for each in small]
 
     assert (done.state, done.rows, done.attempts) == ("completed", ROWS, 2)
     assert [(each.state, each.attempts) for each in others] == [("completed", 1)] * 4
@@ -213,6 +215,42 @@ def test_a_job_that_fails(kept: FeatureStore) -> None:
     )
     for identifier in (broken, lost):
         kept.training_sets.delete(identifier)
+
+
+def test_one_that_is_over_is_deleted_once_its_process_lets_go_of_it(kept: FeatureStore) -> None:
+    """Whoever computed it holds it for a moment after it has said so, and somebody who waited for that may delete it then."""
+    made, begun = _made(kept), threading.Event()
+    _computed(kept, made)
+
+    def hold() -> None:
+        with kept.training_sets.held(made):
+            begun.set()
+            time.sleep(0.3)
+
+    with ThreadPoolExecutor() as pool:
+        holding = pool.submit(hold)
+        assert begun.wait(10)
+        kept.training_sets.delete(made)
+        holding.result()
+    with pytest.raises(NotFoundError, match=made):
+        kept.training_sets.find(made)
+
+
+def test_deleting_one_twice_at_once_leaves_nothing(kept: FeatureStore) -> None:
+    """Of several who delete the same set one does, the others are told that there is none, and no folder stays."""
+
+    def delete(identifier: str) -> bool:
+        try:
+            kept.training_sets.delete(identifier)
+        except (NotFoundError, TrainingSetError):
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            made = _made(kept)
+            assert sum(pool.map(delete, [made] * 4)) == 1
+    assert list(kept.training_sets.folder.iterdir()) == []
 
 
 def test_erasure_reaches_stored_training_sets(tmp_path: Path) -> None:

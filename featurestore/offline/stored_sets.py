@@ -27,7 +27,7 @@ import orjson
 import pyarrow as pa
 from pydantic import TypeAdapter, ValidationError
 
-from featurestore.errors import NotFoundError, OfflineStoreError, RunInProgressError, TrainingSetError
+from featurestore.errors import NotFoundError, OfflineStoreError, RegistryError, RunInProgressError, TrainingSetError
 from featurestore.offline.training import Availability, TrainingSet
 from featurestore.registry.lease import holder, lease
 
@@ -38,6 +38,8 @@ _FOLDER = "training_jobs"
 _LOCK = "job"
 _ID = re.compile(r"[0-9a-f]{32}")
 _LEFT_SECONDS = 3600.0
+_OVER_SECONDS = 5.0
+"""How long one that is over is waited for: whoever computed it, or erases of it, holds it a little longer."""
 
 StateName = Literal["waiting", "running", "cancelling", "completed", "failed", "cancelled"]
 
@@ -225,14 +227,26 @@ class StoredSets:
             TrainingSetError: another process or thread holds it.
 
         """
-        found = self.find(identifier)
         with ExitStack() as stack:
-            try:
-                stack.enter_context(lease(found.folder, _LOCK, f"training set {identifier!r}"))
-            except RunInProgressError as reason:
-                detail = f"training set {identifier!r} is being computed; cancel it first, or wait"
-                raise TrainingSetError(detail, name=identifier) from reason
+            until = time.monotonic() + _OVER_SECONDS
+            while not self._is_held(identifier, stack, is_last=time.monotonic() > until):
+                time.sleep(0.01)
             yield self.find(identifier)
+
+    def _is_held(self, identifier: str, stack: ExitStack, *, is_last: bool) -> bool:
+        """Hold a set until the stack ends, and return whether that came about. Of one that is over, somebody lets go soon."""
+        found = self.find(identifier)
+        try:
+            stack.enter_context(lease(found.folder, _LOCK, f"training set {identifier!r}", makes_folder=False))
+        except RunInProgressError as reason:
+            if found.state.is_over and not is_last:
+                return False
+            detail = f"training set {identifier!r} is being computed; cancel it first, or wait"
+            raise TrainingSetError(detail, name=identifier) from reason
+        except RegistryError:
+            self.find(identifier)  # it was deleted a moment ago
+            raise
+        return True
 
     def _names(self) -> list[str]:
         if not self.folder.exists():

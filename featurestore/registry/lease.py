@@ -39,15 +39,17 @@ _ADVISORY_HOLDER = sa.text("""
 
 
 @contextmanager
-def lease(folder: Path, name: str, what: str) -> Iterator[None]:
+def lease(folder: Path, name: str, what: str, *, makes_folder: bool = True) -> Iterator[None]:
     """Hold the lease of a name, `what` being its name for people.
 
     Raises:
+        RegistryError: the lock's file cannot be made.
         RunInProgressError: another process, or another thread of this one, holds it; says which and since when.
 
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if makes_folder:
+            folder.mkdir(parents=True, exist_ok=True)
         file = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as reason:
         raise RegistryError(f"cannot make the lock for {what} in {folder}: {reason}") from reason
