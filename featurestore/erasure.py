@@ -110,11 +110,10 @@ class Erasure:
         self.registry.erasures.bury(names, hashes, now=now)
         tombstones = self.registry.erasures.tombstones()
         held = [each for each in self.registry.applied().versions if _holds(each, names)]
-        pushed, deleted = self._erase_pushed(held, tombstones, names, columns)
-        deleted |= {
-            each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held if not each.view.is_pushed
-        }
-        done, busy = [], []
+        done, busy = list[ErasedVersion](), list[str]()
+        deleted = {each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held if not each.view.is_pushed}
+        pushed, online = self._erase_pushed(held, tombstones, names, columns, busy)
+        deleted |= online
         for each in held:
             try:
                 with self.registry.lease(each):
@@ -122,13 +121,13 @@ class Erasure:
             except RunInProgressError as reason:
                 busy.append(str(reason))
             else:
-                done.append(ErasedVersion(each.view.name, each.number, deleted[each.uid], rows, files))
+                done.append(ErasedVersion(each.view.name, each.number, deleted.get(each.uid, 0), rows, files))
         logged = rewrite(self.settings.serving_log_folder, tombstones)
         sets = self._rewrite_stored(tombstones, busy)
         manifest = Manifest(entity, now, hashes, tuple(done), logged, sets, pushed, is_log_compacted=self._compact())
         self.registry.erasures.record(entity, manifest.to_dict(), now=now)
         if busy:
-            raise RunInProgressError(f"erased online, and not yet from all tables; do it again when the run has ended: {busy[0]}")
+            raise RunInProgressError(f"not yet erased everywhere; do it again when that has ended: {'; '.join(busy)}")
         return manifest
 
     def lift(self, entity: str, keys: Mapping[str, Sequence[Any]], *, now: int) -> int:
@@ -165,16 +164,23 @@ class Erasure:
         return found, columns
 
     def _erase_pushed(
-        self, held: Sequence[Version], tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray]
+        self, held: Sequence[Version], tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray], busy: list[str]
     ) -> tuple[int, dict[str, int]]:
-        """Erase what was pushed, online and in the logs; returns the rows of logs, and of each version the online rows."""
+        """Erase what was pushed, online and in the logs; returns the rows of logs, and of each version the online rows.
+
+        Adds the sources whose log another process keeps to what is busy.
+        """
         rows, deleted = 0, dict[str, int]()
         pushed = [each for each in held if each.view.is_pushed]
         keys = {each.uid: given for each in pushed if names == tuple(key.name for key in each.view.join_keys)}
         for source in dict.fromkeys(each.view.source.name for each in pushed):
             fed = [each for each in pushed if each.view.source.name == source]
-            count, online = erase_pushed(self.pushing, source, fed, tombstones, keys)
-            rows, deleted = rows + count, deleted | online
+            try:
+                count, online = erase_pushed(self.pushing, source, fed, tombstones, keys)
+            except RunInProgressError as reason:
+                busy.append(str(reason))
+            else:
+                rows, deleted = rows + count, deleted | online
         return rows, deleted
 
     def _delete_online(

@@ -57,10 +57,11 @@ class Lookups:
     async def fetch_async(
         self, entities: Mapping[str, Sequence[Any]], wanted: str | Sequence[str], lock: GivenLock | None
     ) -> FeatureVectors:
-        """Do the same over this event loop's connections; the registry is read beside the loop."""
-        if self._is_stale():
-            await asyncio.to_thread(self._serving_now)
-        request = self.plan(wanted, lock).request(entities)
+        """Do the same over this event loop's connections; registry, locks and the code of definitions are read beside the loop."""
+        plan = self._known(wanted, lock)
+        if plan is None:
+            plan = await asyncio.to_thread(self.plan, wanted, lock)
+        request = plan.request(entities)
         return self._answer(request, await self._online.fetch_async(request.names))
 
     def plan(self, wanted: str | Sequence[str], lock: GivenLock | None = None) -> LookupPlan:
@@ -75,6 +76,13 @@ class Lookups:
                 serving.plans.clear()
             plan = serving.plans[name] = LookupPlan(select(serving.applied, wanted), self._functions.of)
         return plan
+
+    def _known(self, wanted: str | Sequence[str], lock: GivenLock | None) -> LookupPlan | None:
+        """Return what `plan` would without waiting for anything; none if it would have to."""
+        serving, name = self._serving, wanted if isinstance(wanted, str) else tuple(wanted)
+        if serving is None or time.monotonic() - serving.looked_at > _SERVING_SECONDS:
+            return None
+        return serving.plans.get(name) if lock is None or (name, lock) in serving.locked else None
 
     def forget(self) -> None:
         """Let the next lookup read anew what names mean."""
@@ -99,7 +107,3 @@ class Lookups:
             serving = _Serving(now, now, writes, registry.serving())
         self._serving = serving
         return serving
-
-    def _is_stale(self) -> bool:
-        known = self._serving
-        return known is None or time.monotonic() - known.looked_at > _SERVING_SECONDS

@@ -13,7 +13,7 @@ import pytest
 import redis
 import uvloop
 
-from featurestore import FeatureStore
+from featurestore import FeatureStore, lookups
 from featurestore.errors import IncompleteError, InputError, NotFoundError, OnlineStoreError
 from featurestore.online.frames import command
 from featurestore.online.multiplexed import Multiplexed, MultiplexedLinks
@@ -67,6 +67,29 @@ def test_both_paths_give_the_same(store: FeatureStore, run: Runner) -> None:
                 await store.get_online_features_async({"origin": "JFK"}, "flight_weather")
 
     run(main())
+
+
+def test_nothing_is_read_on_the_loop(store: FeatureStore, run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Registry and lock files are read, and lookups compiled, by other threads; what is known already takes none."""
+    store.lock("flight_weather", tmp_path / "features.lock")
+    threads: list[threading.Thread] = []
+    for name in ("select", "read_lock", "check_lock"):
+        there = getattr(lookups, name)
+
+        def watched(*given: Any, there: Callable[..., Any] = there) -> Any:
+            threads.append(threading.current_thread())
+            return there(*given)
+
+        monkeypatch.setattr(lookups, name, watched)
+
+    async def main() -> None:
+        async with store:
+            for _ in range(3):
+                await store.get_online_features_async({"origin": ["EWR"]}, "flight_weather", lock=tmp_path / "features.lock")
+
+    run(main())
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 def test_many_tasks_get_their_own_answers(store: FeatureStore, run: Runner) -> None:

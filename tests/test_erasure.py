@@ -233,7 +233,7 @@ def test_under_a_run_it_is_gone_online_at_once_and_from_tables_later(airports: R
     """A view that is being materialized is named; online the rows are gone, and the next try erases the tables too."""
     store = airports.open()
     [version] = [each for each in store.applied().versions_of("airport_weather") if each.state == "serving"]
-    with store.registry.lease(version), pytest.raises(RunInProgressError, match="erased online, and not yet from all tables"):
+    with store.registry.lease(version), pytest.raises(RunInProgressError, match="not yet erased everywhere; do it again"):
         store.delete_entities("airport", {"origin": [SECRET]})
     assert looked_up(store)["airport_weather__temperature"] == [1.5, None, 3.5]
     manifest = store.delete_entities("airport", {"origin": [SECRET]})

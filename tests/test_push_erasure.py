@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
+from featurestore.errors import RunInProgressError
 from featurestore.online.store import OnlineStore
 from featurestore.settings import load_settings
 from tests.conftest import NOON, Repo
-from tests.test_push import crew, define, online, trained
+from tests.test_push import DEFINITIONS, crew, define, online, trained
 
 SECRET = "SECRETTAIL"
 
@@ -83,6 +84,41 @@ def test_a_late_replay_brings_nothing_back(repo: Repo, monkeypatch: pytest.Monke
         push(store.online, *given, **more)  # type: ignore[arg-type, misc]
 
     assert online(store, ["A"]) == [(None,) * 3]
+
+
+def test_while_pushes_are_being_written_all_else_is_erased(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes pushes online holds the erasure of these up, and of nothing else; done again, it is complete."""
+    monkeypatch.setattr("featurestore.push_erasure._SECONDS", 0.1)
+    store = define(repo)
+    files = 'noted = FileSource("noted", path="noted.parquet")\nnotes = FeatureView("notes", entities=[aircraft], source=noted, '
+    repo.define(DEFINITIONS.format(created='"written"', ttl=None, also="written,") + files + "fields={'note': String})\n")
+    repo.write("noted.parquet", {"tail": ["A", "B"], "note": ["a", "b"]})
+    store.apply()
+    store.materialize()
+    store.push("crew", [crew("A", 1), crew("B", 1)])
+
+    with store._pushing.turn("crew", 1), pytest.raises(RunInProgressError, match=r"everywhere; .*'crew'"):
+        store.delete_entities("aircraft", {"tail": ["A"]})
+    assert store.get_online_features({"tail": ["A", "B"]}, ["notes:note"]).to_dict()["notes__note"] == [None, "b"]
+    manifest = store.delete_entities("aircraft", {"tail": ["A"]})
+
+    assert manifest.pushed_rows == 1
+    assert online(store, ["A", "B"]) == [(None,) * 3, (True, 1, 60)]
+
+
+def test_a_candidate_whose_sql_fails_holds_no_erasure_up(repo: Repo) -> None:
+    """It has no rows of what it cannot read, and is named in the manifest with none."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1), crew("B", 1)])
+    store.materialize()
+    text = DEFINITIONS.format(created='"written"', ttl=None, also="written,")
+    repo.define(text.replace("hours >= 0", "CAST(tail AS BIGINT) >= 0"))
+    store.apply()
+    manifest = store.delete_entities("aircraft", {"tail": ["A"]})
+
+    assert manifest.pushed_rows == 1
+    assert {(each.view, each.version) for each in manifest.versions} >= {("crew_minutes", 1), ("crew_minutes", 2)}
+    assert online(store, ["A", "B"]) == [(None,) * 3, (True, 1, 60)]
 
 
 def test_a_lift_lets_pushes_in_again(repo: Repo) -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import math
 import re
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from starlette.testclient import TestClient
 
 from featurestore import FeatureStore
 from featurestore_server.app import create_app
-from featurestore_server.metrics import BOUNDS, CONTENT_TYPE, Metrics
+from featurestore_server.metrics import BOUNDS, CONTENT_TYPE, Gauges, Metrics
 from tests.service import ONLINE, USERS
 
 SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="(?:[^"\\]|\\.)*",?)+)\})? (\S+)')
@@ -137,6 +140,45 @@ def test_workers_add_up(tmp_path: Path) -> None:
     assert first["featurestore_request_seconds_sum", *of] == pytest.approx(0.401)
     assert (count(later, "r", "s", 200), later["featurestore_request_seconds_count", *of]) == (3, 4)
     assert {key[1] for key in later if key[0] == "process_open_fds"} == {("worker", "0"), ("worker", "1")}
+
+
+def test_a_scrape_while_counts_are_shared(tmp_path: Path) -> None:
+    """A worker shares what it counted once a second, and a scrape does so beside it: neither fails, and nothing is lost."""
+    metrics, until = Metrics(0, tmp_path), time.monotonic() + 1
+    shown = 0
+
+    def scrape() -> None:
+        while time.monotonic() < until:
+            metrics.text(metrics.own(), [])
+
+    with ThreadPoolExecutor() as pool:
+        scraping = pool.submit(scrape)
+        while time.monotonic() < until:
+            shown += 1
+            metrics.series(f"r{shown % 50}", "s").count(shown, 0.1)
+            metrics.save(metrics.own())
+        scraping.result()
+
+    assert shown == sum(sum(each.statuses.values()) for each in (metrics.series(f"r{place}", "s") for place in range(50)))
+
+
+def test_counts_are_shared_again_after_a_full_disk(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worker that cannot write what it counted says so, and tries again a second later."""
+    left, saved, save = [OSError(28, "No space left on device")], threading.Event(), Metrics.save
+
+    def failing(metrics: Metrics, gauges: Gauges) -> None:
+        if left:
+            raise left.pop()
+        save(metrics, gauges)
+        saved.set()
+
+    monkeypatch.setattr(Metrics, "save", failing)
+    with TestClient(create_app(store, metrics=Metrics(0, tmp_path))):
+        assert saved.wait(20)
+
+    assert "other workers do not know what this one has counted: [Errno 28] No space left on device" in caplog.text
 
 
 def test_labels_are_escaped() -> None:

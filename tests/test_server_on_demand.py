@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import math
 import shutil
@@ -12,6 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from featurestore import FeatureStore
+from featurestore.online.vectors import LookupPlan
+from featurestore_server import plans
 from featurestore_server.app import create_app
 from featurestore_server.contract import ARROW, JSON, PARQUET
 from featurestore_server.values import to_json
@@ -211,6 +214,21 @@ def test_t09_a_function_that_fails_is_a_problem_that_names_the_view(http: TestCl
 
     assert found["name"] == "flight"
     assert "on-demand view 'flight', row 1: ValueError: unlucky" in caplog.text
+
+
+def test_code_is_not_imported_on_the_event_loop(served: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no service has is compiled when it is first asked for: definitions may take long, and other lookups do not wait."""
+    compiled = []
+
+    def watched(*given: Any) -> LookupPlan:
+        compiled.append(asyncio._get_running_loop())
+        return LookupPlan(*given)
+
+    monkeypatch.setattr(plans, "LookupPlan", watched)
+    with TestClient(create_app(served)) as client:
+        found = client.post(ONLINE, json={"features": ["flight:seats"], "entities": ROWS})
+    assert found.json()["features"] == {"flight__seats": EXPECTED["flight__seats"]}
+    assert compiled == [None] * 3  # those of the services, and this one
 
 
 def test_t10_a_service_without_its_code_is_refused_and_others_answer(served: FeatureStore) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -62,6 +62,13 @@ def _large() -> pa.Table:
     """Return a spine that takes some seconds."""
     times = pa.array([NOON] * ROWS, pa.int64()).cast(TIME)
     return pa.table({"user_id": [BIG, 7] * (ROWS // 2), "event_timestamp": times, "row": range(ROWS)})
+
+
+def _until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _wait_until(client: FeatureStoreClient, identifier: str, state: str) -> TrainingSetJob:
@@ -215,6 +222,23 @@ def test_a_job_that_fails(kept: FeatureStore) -> None:
     )
     for identifier in (broken, lost):
         kept.training_sets.delete(identifier)
+
+
+def test_one_that_cannot_be_begun_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without its temporary folder a server says so, of every attempt, and computes the set once the folder is back."""
+    monkeypatch.setattr("featurestore_server.jobs._PAUSE_SECONDS", 0.1)
+    place = tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setenv("FEATURESTORE_OFFLINE__TEMP_DIRECTORY", str(place))
+    with ended(FeatureStore(write_repo(tmp_path / "repo").folder)) as store, TestClient(create_app(store)):
+        store.apply()
+        store.materialize()
+        place.rmdir()
+        made = _made(store)
+        _until(lambda: f"training set {made} cannot be computed: [Errno 2] No such file or directory" in caplog.text)
+        assert store.training_sets.find(made).state.state == "waiting"
+        place.mkdir()
+        _until(lambda: store.training_sets.find(made).state.state == "completed")
 
 
 def test_one_that_is_over_is_deleted_once_its_process_lets_go_of_it(kept: FeatureStore) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from featurestore.errors import FeatureStoreError
 
 __all__ = ["configure", "identifier", "literal", "parquet", "session"]
 
+_LOGGER = logging.getLogger("featurestore")
 _OPENING = threading.Lock()
 
 
@@ -24,12 +26,13 @@ def _database() -> duckdb.DuckDBPyConnection:
     return duckdb.connect(config={"autoinstall_known_extensions": "false"})
 
 
-_limits: dict[str, str | int] = {}
+_limits: dict[str, str] = {}
+_in_force: dict[str, str] = {}
 
 
 def configure(*, memory_bytes: int, threads: int, temp_folder: Path | None) -> None:
-    """Bound the process's one database, from the next session on."""
-    _limits.update(memory_limit=f"{memory_bytes}B", threads=threads)
+    """Bound the process's one database, from the next session on. Once it has spilled, its temporary folder stays where it is."""
+    _limits.update(memory_limit=f"{memory_bytes}B", threads=str(threads))
     if temp_folder is not None:
         _limits["temp_directory"] = str(temp_folder)
 
@@ -40,9 +43,8 @@ def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDB
     try:
         with _OPENING:
             connection = _database().cursor()
-            while _limits:
-                name, value = _limits.popitem()
-                connection.execute(f"SET GLOBAL {name} = {literal(str(value))}")
+            if _limits != _in_force:
+                _limit(connection)
     except duckdb.Error as reason:
         raise error(f"{what}: {reason}") from reason
     try:
@@ -57,6 +59,17 @@ def session(error: type[FeatureStoreError], what: str) -> Iterator[duckdb.DuckDB
         raise error(f"{what}: {reason}") from reason
     finally:
         connection.close()
+
+
+def _limit(connection: duckdb.DuckDBPyConnection) -> None:
+    for name, value in _limits.items():
+        if _in_force.get(name) == value:
+            continue
+        try:
+            connection.execute(f"SET GLOBAL {name} = {literal(value)}")
+        except duckdb.NotImplementedException as reason:  # it has spilled, into the folder of a store before
+            _LOGGER.warning("offline.%s = %s has no effect in this process: %s", name, value, reason)
+        _in_force[name] = value
 
 
 def identifier(name: str) -> str:

@@ -114,7 +114,10 @@ async def _save(app: FastAPI) -> None:
     """Let the other workers know what this one has counted, once a second."""
     while app.state.metrics.is_shared:
         await asyncio.sleep(1)
-        app.state.metrics.save(monitoring.own_gauges(app))
+        try:
+            app.state.metrics.save(monitoring.own_gauges(app))
+        except OSError as reason:
+            _LOGGER.warning("other workers do not know what this one has counted: %s", reason)
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

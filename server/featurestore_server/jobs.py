@@ -24,6 +24,8 @@ __all__ = ["Jobs"]
 _LOGGER = logging.getLogger("featurestore_server")
 _LOOK_SECONDS = 1.0
 _GIVE_BACK_SECONDS = 1.0
+_PAUSE_SECONDS = 10.0
+"""How long one that could not be begun waits before it is tried again."""
 
 
 class Jobs:
@@ -73,8 +75,11 @@ class Jobs:
             if not await asyncio.to_thread(self._is_cancelled, identifier):
                 _LOGGER.error("training set %s: %s", identifier, reason)  # noqa: TRY400 (the reason holds the other's traceback)
         except asyncio.CancelledError:
-            self._give_back(identifier)
+            await asyncio.to_thread(self._give_back, identifier)
             raise
+        except (OSError, FeatureStoreError) as reason:  # it has not begun, so it waits as before
+            _LOGGER.error("training set %s cannot be computed: %s", identifier, reason)  # noqa: TRY400 (no bug)
+            await asyncio.sleep(_PAUSE_SECONDS)
 
     def _is_cancelled(self, identifier: str) -> bool:
         """Whether a set was to be cancelled, which is recorded now that its process has ended."""

@@ -20,6 +20,7 @@ each scrape; whichever worker is scraped adds them up. A worker that replaces a 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -86,6 +87,7 @@ class Metrics:
     def __init__(self, worker: int = 0, folder: Path | None = None) -> None:
         self.worker, self._folder = worker, folder
         self.in_flight = 0
+        self._saving = threading.Lock()
         self._series: dict[tuple[str, str], Series] = {}
         if folder is not None and (before := _read(self._file(worker))) is not None:
             _sum(self._series, before)
@@ -111,17 +113,19 @@ class Metrics:
         if self._folder is None:
             return
         counted = [
-            [*key, each.buckets, each.seconds, {str(s): n for s, n in each.statuses.items()}] for key, each in self._series.items()
+            [*key, each.buckets, each.seconds, {str(s): n for s, n in each.statuses.copy().items()}]
+            for key, each in self._series.copy().items()  # whose other threads go on
         ]
         file = self._file(self.worker)
         new = file.with_suffix(".new")
-        new.write_bytes(orjson.dumps({"series": counted, "gauges": gauges}))
-        new.replace(file)
+        with self._saving:
+            new.write_bytes(orjson.dumps({"series": counted, "gauges": gauges}))
+            new.replace(file)
 
     def text(self, own: Gauges, shared: Gauges) -> str:
         """Return all that the service counted, in Prometheus' text form; `own` gauges are the worker's, `shared` everyone's."""
         series: dict[tuple[str, str], Series] = {}
-        _sum(series, {"series": [[*key, each.buckets, each.seconds, each.statuses] for key, each in self._series.items()]})
+        _sum(series, {"series": [[*key, each.buckets, each.seconds, each.statuses] for key, each in self._series.copy().items()]})
         gauges = [*shared, *own]
         if self._folder is not None:
             self.save(own)

@@ -152,10 +152,10 @@ class OnlineFeatures:
                 return False
             permit(asked.wanted, key)
             self._check(asked)
-            plan = serving.plan(asked.wanted)
-            self._limits.check_features(len(plan.lookup.selection.columns))
-            if any(len(values) > plan.short_rows for values in asked.entities.values()):
+            plan = serving.known(asked.wanted)
+            if plan is None or any(len(values) > plan.short_rows for values in asked.entities.values()):
                 return False
+            self._limits.check_features(len(plan.lookup.selection.columns))
             if not _is_given(asked.entities, plan) or given.get(_LOCK, b"").decode("latin-1") not in ("", plan.fingerprint):
                 return False
             lookup = plan.lookup.request(_read(asked.entities, plan))
@@ -220,7 +220,10 @@ class OnlineFeatures:
         asked = await asyncio.to_thread(_asked, request) if is_large else _asked(request)
         permit(asked.wanted)
         self._check(asked)
-        plan = (self._plans.known() or await self._plans.serving()).plan(asked.wanted)
+        serving = self._plans.known() or await self._plans.serving()
+        plan = serving.known(asked.wanted)
+        if plan is None:
+            plan = await asyncio.to_thread(serving.plan, asked.wanted)
         if request.lock and request.lock != plan.fingerprint:
             lock = read_lock(checked_fingerprint(request.lock))
             await asyncio.to_thread(check_lock, plan.lookup.selection, lock, self._store.registry.find_selection)

@@ -95,16 +95,17 @@ class Serving:
     metrics: Metrics
     plans: dict[str | tuple[str, ...], Plan] = field(default_factory=dict)
 
+    def known(self, wanted: str | Sequence[str]) -> Plan | None:
+        """Return the lookup of a service or of features; none if it is not compiled yet."""
+        return self.plans.get(wanted if isinstance(wanted, str) else tuple(wanted))
+
     def plan(self, wanted: str | Sequence[str]) -> Plan:
-        """Return the lookup of a service or of features. Raises as `select` does."""
-        name = wanted if isinstance(wanted, str) else tuple(wanted)
-        plan = self.plans.get(name)
-        if plan is None:
-            lookup = LookupPlan(select(self.applied, wanted), self.functions.of)
-            plan = Plan(lookup, self.metrics.series(PATH, wanted if isinstance(wanted, str) else ""))
-            if len(self.plans) >= _PLANS:
-                self.plans.clear()
-            self.plans[name] = plan
+        """Compile the lookup of a service or of features, for which definitions may be imported. Raises as `select` does."""
+        lookup = LookupPlan(select(self.applied, wanted), self.functions.of)
+        plan = Plan(lookup, self.metrics.series(PATH, wanted if isinstance(wanted, str) else ""))
+        if len(self.plans) >= _PLANS:
+            self.plans.clear()
+        self.plans[wanted if isinstance(wanted, str) else tuple(wanted)] = plan
         return plan
 
     def warm(self) -> None:
