@@ -233,6 +233,7 @@ def answering(*answers: Given | None) -> Iterator[tuple[str, list[dict[str, str]
 
         def do_GET(self) -> None:
             seen.append(dict(self.headers))
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer = left.pop(0)
             if answer is None:
                 self.close_connection = True
@@ -243,6 +244,8 @@ def answering(*answers: Given | None) -> Iterator[tuple[str, list[dict[str, str]
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
+
+        do_POST = do_DELETE = do_GET
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -257,7 +260,7 @@ def answering(*answers: Given | None) -> Iterator[tuple[str, list[dict[str, str]
             thread.join()
 
 
-OK: Given = (200, {}, b'{"versions": []}')
+OK: Given = (200, {"Content-Type": "application/json"}, b'{"versions": []}')
 BUSY = (503, {"Retry-After": "0"}, orjson.dumps({"type": "/problems/registry", "title": "x", "status": 503, "detail": "locked"}))
 LIMITED = (429, {"Retry-After": "0"}, orjson.dumps({"type": "/problems/too-many-requests", "detail": "slower", "status": 429}))
 LATER = (503, {"Retry-After": "3600"}, BUSY[2])
@@ -348,10 +351,13 @@ def test_where_the_service_is(monkeypatch: pytest.MonkeyPatch, remote: str) -> N
         FeatureStoreClient("localhost:8000")
     with pytest.raises(InputError, match="API key"):
         FeatureStoreClient(remote, api_key="a\nb")
+    with pytest.raises(InputError, match="there are no certificates to read in /nowhere"):
+        FeatureStoreClient(remote, ca_file="/nowhere")
     monkeypatch.setenv("FEATURESTORE_URL", f"{remote}/")
     monkeypatch.setenv("FEATURESTORE_API_KEY", "secret-key")
     with FeatureStoreClient() as client:
         assert repr(client) == f"FeatureStoreClient({remote!r})"
+        assert repr(FeatureStoreClient("http://me:secret@host/")) == "FeatureStoreClient('http://***@host')"
         assert client.overview()["project"] == "shop"
     with answering(OK) as (url, seen), FeatureStoreClient(url) as client:
         client.versions()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import datetime as dt
-import math
 import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -38,6 +35,7 @@ __all__ = [
 ARROW = "application/vnd.apache.arrow.stream"
 PARQUET = "application/vnd.apache.parquet"
 JSON = "application/json"
+_PYTHON_ROWS = b"featurestore.python_rows"
 
 Features = str | FeatureService | Sequence[str]
 """What is asked for: a feature service, its name, or a list of `"view:feature"`."""
@@ -71,25 +69,32 @@ def _fingerprint(lock: str | Path, _changed: int) -> str:
 
 def entity_columns(entities: Mapping[str, Sequence[Any]]) -> pa.Table:
     """Return entities as a table; InputError if a column is none, or they differ in length."""
+    return _table("key", entities)
+
+
+def _table(what: str, given: Mapping[str, Sequence[Any]]) -> pa.Table:
     import pyarrow as pa
 
-    columns = {name: _column(name, values) for name, values in entities.items()}
+    for name in given:
+        if not isinstance(name, str):
+            raise InputError(f"{name!r} is no name of a {what}")
+    columns = {name: _column(what, name, values) for name, values in given.items()}
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         shown = ", ".join(f"{name!r} has {length}" for name, length in lengths.items())
-        raise InputError(f"key columns differ in length: {shown}")
+        raise InputError(f"{'key columns' if what == 'key' else 'columns'} differ in length: {shown}")
     return pa.table(columns)
 
 
-def _column(name: str, values: Sequence[Any]) -> Any:
+def _column(what: str, name: str, values: Sequence[Any]) -> Any:
     import pyarrow as pa
 
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise InputError(f"key {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
+        raise InputError(f"{what} {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
     try:
         return values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as reason:
-        raise InputError(f"key {name!r} holds values that are no column: {reason}", name=name) from reason
+        raise InputError(f"{what} {name!r} holds values that are no column: {reason}", name=name) from reason
 
 
 def typed(entities: pa.Table, name: str, type_: Any) -> pa.ChunkedArray:
@@ -121,49 +126,33 @@ def spine_body(spine: Any) -> tuple[str, Spool]:
         raise SpineError(f"the spine cannot be read: {reason}") from reason
 
 
-def push_body(rows: Any) -> tuple[str, Spool]:
-    """Return the media type and the bytes of rows to push: tables as Arrow, Python values as JSON, which has no type of its own."""
+def push_body(rows: Any) -> Spool:
+    """Return rows to push as an Arrow stream. Of Python values it says that their types were found for them, not given with them.
+
+    Raises:
+        InputError: they are no rows, or hold what no column can.
+
+    """
+    lacks: dict[str, int] = {}
     if isinstance(rows, Mapping):
-        columns = {name: _plain_values(name, values) for name, values in rows.items()}
+        columns = rows
     elif isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
-        columns = _columns_of(rows)
+        columns, lacks = _columns_of(rows)
     else:
-        return ARROW, _table_body(rows)
-    spool = Spool()
-    try:
-        spool.write(orjson.dumps({"columns": columns}))
-    except TypeError as reason:
-        raise InputError(f"the rows hold a value that no column can: {reason}") from reason
-    return JSON, spool
+        return _table_body(rows)
+    table = _table("column", columns)
+    return rows_body(table.replace_schema_metadata({_PYTHON_ROWS: orjson.dumps({"lacks": lacks})}))
 
 
-def _columns_of(rows: Sequence[Any]) -> dict[str, list[Any]]:
+def _columns_of(rows: Sequence[Any]) -> tuple[dict[str, list[Any]], dict[str, int]]:
+    """Return dicts as columns, and the first row that lacks one of them: whether it may, the source says."""
     for place, row in enumerate(rows):
         if not isinstance(row, Mapping):
             raise InputError(f"row {place} is no mapping of columns to values")
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [_json_value(row.get(name)) for row in rows] for name in names}
-
-
-def _plain_values(name: str, values: Any) -> list[Any]:
-    if hasattr(values, "to_pylist"):
-        values = values.to_pylist()
-    elif hasattr(values, "tolist"):
-        values = values.tolist()
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise InputError(f"column {name!r} needs a list of values, one for each row; got {type(values).__name__}", name=name)
-    return [_json_value(value) for value in values]
-
-
-def _json_value(value: Any) -> Any:
-    """Return a Python value in the form that the contract's JSON has of it."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, dt.date):  # a datetime is one too
-        return value.isoformat()
-    return [_json_value(each) for each in value] if isinstance(value, list | tuple) else value
+    lacks = {name: next((place for place, row in enumerate(rows) if name not in row), None) for name in names}
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return columns, {name: place for name, place in lacks.items() if place is not None}
 
 
 def _table_body(rows: Any) -> Spool:

@@ -18,7 +18,7 @@ from featurestore.client.exchange import Exchange, Request, Retries, exchange
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
 from featurestore.clock import parse_instant
-from featurestore.errors import OfflineStoreError, ServiceError
+from featurestore.errors import NotFoundError, OfflineStoreError, ServiceError
 from featurestore.receipt import Receipt
 
 __all__ = ["Availability", "Calls", "GivenLock", "Incomplete", "Training"]
@@ -69,11 +69,10 @@ class Calls:
         answer = yield from exchange(request, self.retries)
         return RemoteTrainingSet(answer.content)
 
-    def push(self, source: str, rows: tuple[str, Spool], idempotency_key: str | None) -> Exchange[Receipt]:
-        """Push rows, given by their media type and their bytes."""
-        type_, body = rows
-        headers = {"Content-Type": type_, "Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
-        request = Request("POST", f"/v1/push/{quote(source, safe='')}", headers=headers, body=body)
+    def push(self, source: str, rows: Spool, idempotency_key: str | None) -> Exchange[Receipt]:
+        """Push rows, given as an Arrow stream."""
+        headers = _SENT_ARROW | {"Accept": JSON, "Idempotency-Key": idempotency_key or secrets.token_hex(16)}
+        request = Request("POST", f"/v1/push/{quote(source, safe='')}", headers=headers, body=rows)
         answer = yield from exchange(request, self.retries)
         found = orjson.loads(answer.content.content())
         arrival = parse_instant(found["arrival"])
@@ -93,10 +92,18 @@ class Calls:
         return [TrainingSetJob.of(each) for each in orjson.loads(answer.content.content())["training_sets"]]
 
     def training_set(self, identifier: str, method: str = "GET", suffix: str = "") -> Exchange[TrainingSetJob]:
-        """Read, cancel or delete one of them."""
+        """Read one of them, or do something with it."""
         request = Request(method, f"{_TRAINING_SETS}/{quote(identifier, safe='')}{suffix}")
         answer = yield from exchange(request, self.retries)
         return TrainingSetJob.of(orjson.loads(answer.content.content()))
+
+    def delete_training_set(self, identifier: str) -> Exchange[TrainingSetJob]:
+        """Delete one of them, and return it as it was."""
+        job = yield from self.training_set(identifier)
+        try:
+            return (yield from self.training_set(identifier, "DELETE"))
+        except NotFoundError:  # it is gone, by an attempt whose answer was lost
+            return job
 
     def wait_for_training_set(self, identifier: str, timeout_seconds: float) -> Exchange[TrainingSetJob]:
         """Ask for one of them until it is over."""

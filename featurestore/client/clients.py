@@ -13,8 +13,8 @@ import httpx
 
 from featurestore.client.bodies import Features, push_body, spine_body
 from featurestore.client.calls import Availability, Calls, GivenLock, Incomplete, Training
-from featurestore.client.connection import connection, failure_of, sent
-from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries
+from featurestore.client.connection import connection, failure_of, sent, shown
+from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries, is_expected
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
 from featurestore.receipt import Receipt
@@ -48,7 +48,7 @@ class _Client:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._settings['base_url']!r})"
+        return f"{type(self).__name__}({shown(self._settings['base_url'])!r})"
 
     def _sent(self, request: Request) -> dict[str, Any]:
         return sent(request, self._training_timeout_seconds if request.is_long else self._timeout_seconds)
@@ -151,7 +151,7 @@ class FeatureStoreClient(_Client):
 
     def delete_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
         """Delete one with its files; returns it as it was."""
-        return self._run(self._calls.training_set(id, "DELETE"))
+        return self._run(self._calls.delete_training_set(id))
 
     def overview(self) -> dict[str, Any]:
         """Return what is applied, by name."""
@@ -190,6 +190,9 @@ class FeatureStoreClient(_Client):
         except StopIteration as done:
             result: _T = done.value
             return result
+        except OSError as reason:  # the answer cannot be kept, which only the exchange can say well
+            steps.throw(reason)
+            raise
 
     def _answer(self, request: Request) -> Answer | Failure:
         try:
@@ -292,7 +295,7 @@ class AsyncFeatureStoreClient(_Client):
 
     async def delete_training_set(self, id: str) -> TrainingSetJob:  # noqa: A002
         """Delete one with its files; returns it as it was."""
-        return await self._run(self._calls.training_set(id, "DELETE"))
+        return await self._run(self._calls.delete_training_set(id))
 
     async def overview(self) -> dict[str, Any]:
         """Return what is applied, by name."""
@@ -331,6 +334,9 @@ class AsyncFeatureStoreClient(_Client):
         except StopIteration as done:
             result: _T = done.value
             return result
+        except OSError as reason:  # the answer cannot be kept, which only the exchange can say well
+            steps.throw(reason)
+            raise
 
     async def _answer(self, request: Request) -> Answer | Failure:
         try:
@@ -359,5 +365,5 @@ async def _in_turn(body: Spool) -> AsyncIterator[bytes]:
 
 
 def _begun(request: Request, response: httpx.Response) -> Answer:
-    is_kept = request.target is not None and response.status_code == _OK
+    is_kept = request.target is not None and response.status_code == _OK and is_expected(request, response.headers)
     return Answer(response.status_code, response.headers, Spool(request.target if is_kept else None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from typing import Any
 
@@ -14,7 +15,7 @@ try:
 except ImportError as missing:
     raise MissingDependencyError("httpx", "client", "the HTTP client") from missing
 
-__all__ = ["connection", "failure_of", "sent"]
+__all__ = ["connection", "failure_of", "sent", "shown"]
 
 _URL, _KEY = "FEATURESTORE_URL", "FEATURESTORE_API_KEY"
 _LOST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
@@ -30,8 +31,16 @@ def connection(url: str | None, api_key: str | None, timeout_seconds: float, ca_
     if key and not (key.isascii() and key.isprintable()):
         raise InputError("the API key holds characters that no header can", name="api_key")
     headers = {"User-Agent": "featurestore", **({"Authorization": f"Bearer {key}"} if key else {})}
-    verify = ssl.create_default_context(cafile=ca_file) if ca_file else True
+    try:
+        verify = ssl.create_default_context(cafile=ca_file) if ca_file else True
+    except OSError as reason:  # an SSLError is one
+        raise InputError(f"there are no certificates to read in {ca_file}: {reason}", name="ca_file") from reason
     return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout_seconds, "verify": verify}
+
+
+def shown(url: str) -> str:
+    """Return a URL without the password that it may have."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
 
 
 def sent(request: Request, timeout_seconds: float) -> dict[str, Any]:

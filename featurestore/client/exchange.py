@@ -23,9 +23,10 @@ from featurestore.client.bodies import ARROW, JSON
 from featurestore.client.spool import Spool
 from featurestore.errors import FeatureStoreError, ServiceError, restored
 
-__all__ = ["Answer", "Exchange", "Failure", "Request", "Retries", "Step", "exchange"]
+__all__ = ["Answer", "Exchange", "Failure", "Request", "Retries", "Step", "exchange", "is_expected"]
 
 _T = TypeVar("_T")
+_GOOD = (200, 202)
 _LEAST_REFUSAL = 400
 _CLOSED_DOOR = (429, 503)
 _TOO_SLOW = b'"/problems/too-slow"'
@@ -119,7 +120,21 @@ def exchange(request: Request, retries: Retries) -> Exchange[Answer]:
         raise ServiceError(f"{request.method} {request.path}: {message}")
     if got.status >= _LEAST_REFUSAL:
         raise _refusal(request, got)
+    if got.status not in _GOOD or not is_expected(request, got.headers):
+        raise _foreign(request, got)
     return got
+
+
+def is_expected(request: Request, headers: Mapping[str, str]) -> bool:
+    """Whether an answer is of the type that a request asks for."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower() == request.all_headers["Accept"]
+
+
+def _foreign(request: Request, answer: Answer) -> ServiceError:
+    shown = f"{answer.status} {answer.headers.get('content-type', '')}".rstrip()
+    return ServiceError(
+        f"{request.method} {request.path} was answered with {shown}, and not by a feature store", status=answer.status
+    )
 
 
 def _refusal(request: Request, answer: Answer) -> FeatureStoreError:
@@ -128,7 +143,6 @@ def _refusal(request: Request, answer: Answer) -> FeatureStoreError:
         problem = orjson.loads(answer.content.content())
         code, detail = problem["type"].removeprefix("/problems/"), problem["detail"]
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        message = f"{request.method} {request.path} was answered with {answer.status}, and not by a feature store"
-        return ServiceError(message, status=answer.status)
+        return _foreign(request, answer)
     error = restored(code, detail, problem)
     return error if error is not None else ServiceError(detail, status=answer.status, problem=code)

@@ -71,7 +71,9 @@ another one, the answer is a 409, `/problems/lock`, whose `differences` say in w
 own fingerprint stands at `/v1/registry/feature-services/<name>`.
 
 Pushes. `{"columns": {"tail_number": ["N14228"], "rested": [true], "at": ["2013-06-01T12:00:00Z"]}}`, or the columns as Arrow, with
-    the types that the push source declares; its created time may be left out. All rows are logged, or none and the answer is a
+    the types that the push source declares; its created time may be left out. Arrow rows whose types were found for Python values
+    say so in the schema's metadata, and are read as the Python API reads such: `featurestore.python_rows` is `{"lacks": {}}`, or
+    has the first row that lacks a column, by its name. All rows are logged, or none and the answer is a
     problem. `arrival` is when they arrived: training sees them from that instant on. `online` false: they are logged, and not
     written online yet, as the online store did not answer; the next push or run does that. With the header `Idempotency-Key` a push
     can be sent again, for a week: the first is done, and every one gets its answer. The key of other rows is a 422.
@@ -116,6 +118,7 @@ __all__ = [
     "PATH",
     "PROBLEM",
     "PROBLEMS",
+    "PYTHON_ROWS",
     "Columns",
     "Freshness",
     "Health",
@@ -147,6 +150,8 @@ PROBLEM = "application/problem+json"
 LOCK_HEADER = "Feature-Service-Fingerprint"
 KEYS = "featurestore.keys"
 """What the metadata of an online Arrow answer calls the keys."""
+PYTHON_ROWS = "featurestore.python_rows"
+"""What the metadata of Arrow rows calls what is said of Python values, if they were such."""
 
 
 @dataclass(frozen=True)

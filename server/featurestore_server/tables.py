@@ -19,7 +19,7 @@ from featurestore_server.contract import ARROW, JSON, PARQUET
 from featurestore_server.problems import ProblemError
 from featurestore_server.values import has_json_form, to_json
 
-__all__ = ["check_form", "encoded", "read_table", "reader"]
+__all__ = ["check_form", "encoded", "metadata_of", "read_table", "reader"]
 
 _BATCH_ROWS = 122_880
 _SMALL_BATCH_ROWS = 16_384
@@ -50,6 +50,12 @@ def reader(body: bytes | Path, type_: str) -> pa.RecordBatchReader:
 def read_table(body: bytes, type_: str) -> pa.Table:
     """Return what an Arrow or Parquet body holds."""
     return reader(body, type_).read_all()
+
+
+def metadata_of(body: bytes) -> dict[bytes, bytes]:
+    """Return what the schema of an Arrow body that was read says beside the columns, which they go without otherwise."""
+    with pa.ipc.open_stream(_opened(body)) as stream:
+        return stream.schema.metadata or {}
 
 
 def _opened(body: bytes | Path) -> pa.NativeFile:
