@@ -280,6 +280,17 @@ def test_one_minute_of_the_future_is_tolerated(repo: Repo) -> None:
     assert online(store, ["A"]) == [(True, 1, 60)]
 
 
+def test_an_event_after_its_arrival_lives_as_long_as_others(repo: Repo) -> None:
+    """T4: within the tolerated minute the event is younger than its arrival, and its TTL counts from the event, both ways."""
+    store = define(repo, ttl="1h")
+    store.push("crew", [crew("A", 1, 30)])
+    for _ in range(2):
+        for age, expected in ((HOUR, (True, 1)), (HOUR + 1, (None, None))):
+            repo.now = NOON + 30_000_000 + age
+            assert trained(store, ["A"], [repo.now])[0][:2] == online(store, ["A"])[0][:2] == expected
+        store.materialize()  # the second time out of the table
+
+
 def test_sql_that_fails_on_a_row_refuses_the_push(repo: Repo) -> None:
     """What a view that serves cannot compute never gets into the log, where it would stop every run."""
     store = define(repo)

@@ -98,6 +98,8 @@ def function(name: str, reason: str) -> str:
     return f"function {name!r} is not allowed: {reason}"
 
 
+NO_STAR = "COLUMNS(…) or * within an expression is not supported; name the columns"
+
 REFUSED = [
     # more than a projection
     ("SELECT DISTINCT tail FROM landings", "DISTINCT is not row-local"),
@@ -163,6 +165,12 @@ REFUSED = [
     # no functions
     ("SELECT nosuch(delay) AS a FROM landings", function("nosuch", UNKNOWN)),
     ("SELECT read_text('a') AS a FROM landings", function("read_text", UNKNOWN)),
+    # what would see the library's own columns
+    ("SELECT tail, -COLUMNS(delay) FROM landings", NO_STAR),
+    ("SELECT tail FROM landings WHERE COLUMNS(* EXCLUDE (tail, day, stops)) > 0", NO_STAR),
+    ("SELECT greatest(*COLUMNS('d.*')) AS a FROM landings", NO_STAR),
+    ("SELECT {'a': *} AS a FROM landings", NO_STAR),
+    ("SELECT * EXCLUDE (__file_seq) FROM landings", "__file_seq is the library's own column"),
     # no SELECT
     ("", "the SQL must be one statement"),
     ("-- nothing", "the SQL must be one statement"),
@@ -177,6 +185,24 @@ REFUSED = [
 def test_what_is_not_row_local_is_refused(sql: str, fault: str) -> None:
     """What makes a row depend on other rows, tables or the moment is refused, and the message names it (T12)."""
     assert faults_in(sql, SOURCE) == [fault]
+
+
+@pytest.mark.parametrize(("sql", "name"), [
+    ("SELECT to_json(landings) AS a FROM landings", "landings"), ("SELECT Landings::VARCHAR AS a FROM landings", "Landings"),
+    ("SELECT tail FROM landings AS l WHERE l IS NOT NULL", "l"),
+])  # fmt: skip
+def test_a_row_as_a_whole_is_refused(sql: str, name: str) -> None:
+    """It would hold the library's own columns; a column may have the name of its source all the same."""
+    assert faults_in(sql, SOURCE, ["tail"]) == [f"a row as a whole ({name}) is not supported; name the columns"]
+    assert faults_in(sql, SOURCE, ["tail", name]) == []
+
+
+def test_a_star_of_a_struct_does_not_give_the_column() -> None:
+    """Its fields are what the star stands for, and the column is added beside them."""
+    with session(SourceError, "a test") as connection:
+        sql = with_column("SELECT place.* FROM landings AS l", "__file_seq")
+        found = connection.execute(f"WITH landings AS (SELECT {{'x': 1, 'y': 2}} AS place, 8 AS __file_seq) {sql}").fetchall()
+    assert found == [(1, 2, 8)]
 
 
 @pytest.mark.parametrize("group", ["tail", "()", "1", "GROUPING SETS ((tail), ())", "ROLLUP (tail)", "tail, delay"])

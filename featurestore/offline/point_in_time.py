@@ -161,12 +161,15 @@ def _found(wanted: Wanted, bucket: Bucket, part: Asked) -> tuple[Integers, dict[
 
 
 def _files(view: FeatureView, snapshot: Snapshot, asked: Asked, lifetime: int | None) -> list[DataFile]:
-    """Return the files that can hold what is visible at the times asked for, and not expired."""
+    """Return the files that can hold what is visible at the times asked for, and not expired.
+
+    A pushed event may lie after its arrival, and a view's SQL may move it anywhere, so nothing follows from when it was visible.
+    """
     if not len(asked.times):
         return []
     first, last = int(asked.times.min()), int(asked.times.max())
     # An expired row makes an aggregated value absent as well, but a window may count older rows than the TTL lets stand.
-    oldest = first - lifetime if lifetime is not None and not view.aggregations else LEAST
+    oldest = LEAST if lifetime is None or view.aggregations or view.is_pushed else first - lifetime
     return [file for file in snapshot.files if file.first <= last and file.last >= oldest]
 
 

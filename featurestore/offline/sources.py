@@ -116,7 +116,7 @@ def _describe(connection: duckdb.DuckDBPyConnection, table: str) -> dict[str, st
 def view_faults(view: FeatureView, root: Path, columns: SourceColumns | None) -> list[tuple[str, str]]:
     """Say what keeps a source of these columns (none: it cannot be read) from giving the view its rows: (field, message) pairs."""
     source = view.source
-    if view.sql is not None and (refusals := faults_in(view.sql, source.name)):
+    if view.sql is not None and (refusals := faults_in(view.sql, source.name, columns)):
         return [("sql", refusal) for refusal in refusals]
     if columns is None:
         return []

@@ -6,7 +6,7 @@ one row, whatever the other rows are, and the result does not depend on how the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache, lru_cache
 from typing import Any
 
@@ -43,8 +43,8 @@ _OURS = ("__file_seq", "__arrival")
 _MODIFIERS = {"DISTINCT_MODIFIER": "DISTINCT", "ORDER_MODIFIER": "ORDER BY"}
 
 
-def faults_in(sql: str, source: str) -> list[str]:
-    """Say what keeps `sql` from being row-local over the source of that name; nothing if it is."""
+def faults_in(sql: str, source: str, columns: Collection[str] | None = None) -> list[str]:
+    """Say what keeps `sql` from being row-local over the source of that name and these columns; nothing if it is."""
     tree = _parse(sql)
     if tree["error"]:
         return [f"the SQL does not parse as a SELECT: {tree['error_message']}"]
@@ -53,7 +53,7 @@ def faults_in(sql: str, source: str) -> list[str]:
     node = tree["statements"][0]["node"]
     if node["type"] != "SELECT_NODE":
         return ["the SQL must be a plain SELECT (no UNION, INTERSECT or EXCEPT)"]
-    return [*_clause_faults(node), *_table_faults(node["from_table"], source), *_expression_faults(node)]
+    return [*_clause_faults(node), *_table_faults(node["from_table"], source), *_expression_faults(node, columns)]
 
 
 @lru_cache(maxsize=256)
@@ -61,9 +61,10 @@ def with_column(sql: str, column: str) -> str:
     """Return `sql` with one more column of its source in the select list; `sql` must be free of faults."""
     tree = _parse(sql)
     reference = {"class": "COLUMN_REF", "type": "COLUMN_REF", "alias": "", "column_names": [column]}
-    select = tree["statements"][0]["node"]["select_list"]
-    # A star gives the column already; what is selected twice would be ambiguous.
-    if not any(each["class"] == "STAR" and not each["columns"] for each in select):
+    node = tree["statements"][0]["node"]
+    select, rows = node["select_list"], {"", *_names_of_rows(node["from_table"])}
+    # A star gives the column already, if it is none of a struct's; what is selected twice would be ambiguous.
+    if not any(each["class"] == "STAR" and not each["columns"] and each["relation_name"].lower() in rows for each in select):
         select.append(reference)
     with session(SourceError, "view SQL") as connection:
         row = connection.execute("SELECT json_deserialize_sql($1::JSON)", [orjson.dumps(tree).decode()]).fetchone()
@@ -98,15 +99,31 @@ def _table_faults(table: dict[str, Any], source: str) -> Iterator[str]:
         yield "a sample or a version of the source is not row-local"
 
 
-def _expression_faults(node: dict[str, Any]) -> Iterator[str]:
-    for part in _walk([node["select_list"], node["where_clause"]]):
+def _expression_faults(node: dict[str, Any], columns: Collection[str] | None) -> Iterator[str]:
+    whole = [each for each in node["select_list"] if each["class"] == "STAR"]
+    stars = [id(star) for each in whole for star in [each, *_walk(each["expr"])]]
+    rows = _names_of_rows(node["from_table"]) - {column.lower() for column in columns or ()}
+    parts = list(_walk([node["select_list"], node["where_clause"]]))
+    if any(part["class"] == "SUBQUERY" for part in parts):  # which is refused, whatever stands in it
+        stars += [id(part) for part in parts]
+    for part in parts:
         if fault := _fault(part):
             yield fault
+        # The source has columns of ours beside its own, which must not take part.
+        if part["class"] == "STAR" and id(part) not in stars:
+            yield "COLUMNS(…) or * within an expression is not supported; name the columns"
+        if columns is not None and part["class"] == "COLUMN_REF" and ".".join(part["column_names"]).lower() in rows:
+            yield f"a row as a whole ({part['column_names'][0]}) is not supported; name the columns"
+
+
+def _names_of_rows(table: dict[str, Any]) -> set[str]:
+    """Return the names that a row of the source as a whole has, in lower case."""
+    return {str(table.get("alias") or table.get("table_name", "")).lower()}
 
 
 def _fault(part: dict[str, Any]) -> str | None:
     kind = part["class"]
-    names = [part.get("alias", ""), *part.get("column_names", [])[-1:]]
+    names = [part.get("alias", ""), *part.get("column_names", [])[-1:], *part.get("exclude_list", [])]
     for name in names:
         if name.lower() in _OURS:
             return f"{name.lower()} is the library's own column"
