@@ -111,8 +111,8 @@ class Erasure:
         tombstones = self.registry.erasures.tombstones()
         held = [each for each in self.registry.applied().versions if _holds(each, names)]
         done, busy = list[ErasedVersion](), list[str]()
-        deleted = {each.uid: self._delete_online(each, tombstones, names, columns, now) for each in held if not each.view.is_pushed}
-        pushed, online = self._erase_pushed(held, tombstones, names, columns, busy)
+        deleted = {each.uid: self._delete_online(each, tombstones, found, columns, now) for each in held if not each.view.is_pushed}
+        pushed, online = self._erase_pushed(held, tombstones, found, columns, busy)
         deleted |= online
         for each in held:
             try:
@@ -164,7 +164,7 @@ class Erasure:
         return found, columns
 
     def _erase_pushed(
-        self, held: Sequence[Version], tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray], busy: list[str]
+        self, held: Sequence[Version], tombstones: Tombstones, entity: Entity, given: list[pa.ChunkedArray], busy: list[str]
     ) -> tuple[int, dict[str, int]]:
         """Erase what was pushed, online and in the logs; returns the rows of logs, and of each version the online rows.
 
@@ -172,7 +172,7 @@ class Erasure:
         """
         rows, deleted = 0, dict[str, int]()
         pushed = [each for each in held if each.view.is_pushed]
-        keys = {each.uid: given for each in pushed if names == tuple(key.name for key in each.view.join_keys)}
+        keys = {each.uid: given for each in pushed if each.view.join_keys == entity.join_keys}
         for source in dict.fromkeys(each.view.source.name for each in pushed):
             fed = [each for each in pushed if each.view.source.name == source]
             try:
@@ -184,15 +184,15 @@ class Erasure:
         return rows, deleted
 
     def _delete_online(
-        self, version: Version, tombstones: Tombstones, names: tuple[str, ...], given: list[pa.ChunkedArray], now: int
+        self, version: Version, tombstones: Tombstones, entity: Entity, given: list[pa.ChunkedArray], now: int
     ) -> int:
         """Delete the online rows of all keys that contain an erased one; those of several entities are found in the tables."""
-        if version.coverage is None or not version.view.online:
+        if version.coverage is None or not self.registry.erasures.may_be_online(version):
             return 0
         run = self.registry.erasures.online_run(version, now=now)
         keys = self._keys_in_tables(version, tombstones)
         self.online.delete(version, keys, run=run)
-        if names == tuple(key.name for key in version.view.join_keys):
+        if version.view.join_keys == entity.join_keys:
             self.online.delete(version, given, run=run)
         return len(keys[0])
 

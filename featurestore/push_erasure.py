@@ -53,8 +53,9 @@ def erase_pushed(
                         raise
                     continue  # its SQL fails on what was pushed, so it has no rows of it
                 gone |= seqs
-                deleted[version.uid] = len(keys[0]) if version.view.online else 0
-                for columns in (keys, given.get(version.uid)) if version.view.online else ():
+                is_online = pushing.registry.erasures.may_be_online(version)
+                deleted[version.uid] = len(keys[0]) if is_online else 0
+                for columns in (keys, given.get(version.uid)) if is_online else ():
                     if columns is not None:
                         pushing.online.delete(version, columns, run=0)
         rows = _rewrite(pushing, source, gone)

@@ -229,6 +229,68 @@ def test_what_is_no_key_is_refused_before_anything_is_erased(
     assert store.registry.erasures.tombstones().digests == {}
 
 
+def test_entities_that_share_their_key_columns(repo: Repo) -> None:
+    """Their keys are one to erasures, which `plan` says; one of another type is no obstacle."""
+    repo.define("""
+user = Entity("user", join_keys={"id": Int64})
+shop = Entity("shop", join_keys={"id": Int64})
+tag = Entity("tag", join_keys={"id": String})
+ages = FeatureView("ages", entities=[user], source=FileSource("a", path="a.parquet"), fields={"x": Int64})
+sizes = FeatureView("sizes", entities=[shop], source=FileSource("s", path="a.parquet"), fields={"x": Int64})
+tags = FeatureView("tags", entities=[tag], source=FileSource("t", path="t.parquet"), fields={"x": Int64})
+""")
+    repo.write("a.parquet", {"id": [5, 6], "x": [1, 2]})
+    repo.write("t.parquet", {"id": ["5", "6", "x"], "x": [1, 2, 3]})
+    store = repo.open()
+    shared = "entities 'shop' and 'tag' and 'user' have the same join keys (id): what is erased of one (T14) is erased of all"
+    assert store.plan().warnings == (shared,)
+    store.apply()
+    store.materialize()
+    manifest = store.delete_entities("user", {"id": [5]})
+
+    assert {(each.view, each.online_rows, each.rows) for each in manifest.versions} == {
+        ("ages", 1, 1), ("sizes", 1, 1), ("tags", 1, 1)
+    }  # fmt: skip
+    assert store.get_online_features({"id": [5, 6]}, ["ages:x", "sizes:x"]).to_dict() == {
+        "id": [5, 6], "ages__x": [None, 2], "sizes__x": [None, 2],
+    }  # fmt: skip
+    assert store.get_online_features({"id": ["5", "6", "x"]}, ["tags:x"]).to_dict()["tags__x"] == [None, 2, 3]
+
+
+OFFLINE_FOR_A_WHILE = """
+user = Entity("user", join_keys={{"id": String}})
+kept = FeatureView(
+    "kept", entities=[user], source=FileSource("k", path="k.parquet", event_time="at"), fields={{"x": Int64}}, online={online}
+)
+pushed = PushSource("pushed", fields={{"id": String, "y": Int64}}, event_time="at")
+noted = FeatureView("noted", entities=[user], source=pushed, fields={{"y": Int64}}, online={online})
+both = FeatureService("both", features=[kept, noted])
+"""
+
+
+def test_what_was_online_once_is_erased_there(repo: Repo) -> None:
+    """A view that is taken out of the online store leaves its rows there; those of an erased entity do not come back with it."""
+    repo.write("k.parquet", {"id": ["a", "b"], "at": pa.array([at(NOON - HOUR)] * 2, TIME), "x": [1, 2]})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=True))
+    store = repo.open()
+    store.apply()
+    store.materialize()
+    store.push("pushed", {"id": ["a", "b"], "y": [5, 6], "at": [at(NOON - HOUR)] * 2})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=False))
+    store.apply()
+    repo.now += HOUR
+    manifest = store.delete_entities("user", {"id": ["a"]})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=True))
+    store.apply()
+
+    assert {(each.view, each.online_rows) for each in manifest.versions} == {("kept", 1), ("noted", 1)}
+    for _ in range(2):
+        found = store.get_online_features({"id": ["a", "b"]}, "both").to_dict()
+        assert found == {"id": ["a", "b"], "kept__x": [None, 2], "noted__y": [None, 6]}
+        repo.now += HOUR
+        store.materialize()
+
+
 def test_under_a_run_it_is_gone_online_at_once_and_from_tables_later(airports: Repo) -> None:
     """A view that is being materialized is named; online the rows are gone, and the next try erases the tables too."""
     store = airports.open()

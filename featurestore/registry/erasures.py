@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from featurestore.registry.schema import erasures, meta, runs, tombstones
+from featurestore.registry.schema import changes, erasures, meta, runs, tombstones
 from featurestore.registry.state import Tombstones, Version
 from featurestore.specs import canonical_json
 
@@ -66,6 +66,15 @@ class Erasures:
             row = {"version_id": version.id, "interval_end": now, "status": "completed", "started_at": now, "finished_at": now}
             connection.execute(runs.insert().values(id=number, report=canonical_json({"erased_online": True}), **row))
             return number
+
+    def may_be_online(self, version: Version) -> bool:
+        """Whether a version may have rows online: its view is served so, or was once, and what it had then is still there."""
+        if version.view.online:
+            return True
+        is_its = (changes.c.kind == "feature view") & (changes.c.name == version.view.name)
+        with self._transaction() as connection:
+            rows = connection.execute(sa.select(changes.c.fields).where(is_its)).scalars()
+            return any(change["field"] == "online" for text in rows for change in json.loads(text))
 
     def record(self, entity: str, manifest: Mapping[str, Any], *, now: int) -> None:
         """Keep the manifest of an erasure."""

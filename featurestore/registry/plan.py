@@ -213,3 +213,10 @@ def _warnings(views: Sequence[FeatureView]) -> Iterator[str]:
                 f"view {view.name!r} is served online without refresh: training sees its rows at once, "
                 "serving only after the next run; declare how often you materialize it"
             )
+    named: dict[tuple[str, ...], set[str]] = {}
+    for entity in (entity for view in views for entity in view.entities):
+        named.setdefault(tuple(key.name for key in entity.join_keys), set()).add(entity.name)
+    for keys, entities in named.items():
+        if len(entities) > 1:
+            listed = " and ".join(map(repr, sorted(entities)))
+            yield f"entities {listed} have the same join keys ({', '.join(keys)}): what is erased of one (T14) is erased of all"
