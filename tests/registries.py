@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from featurestore import Alias, Entity, FeatureService, FeatureView, FileSource
+from featurestore import Alias, Entity, FeatureService, FeatureView, FileSource, PushSource
 from featurestore.definitions import Definition, Projection
 from featurestore.registry.plan import Plan, make_plan
 from featurestore.registry.registry import Registry
@@ -16,6 +16,7 @@ from tests.conftest import NOON
 airport = Entity("airport", join_keys={"origin": String})
 weather = FileSource("weather", path="weather.parquet", event_time="observed_at")
 runways = FileSource("runways", path="runways.parquet")
+reports = PushSource("reports", fields={"origin": String, "temperature": Float64, "gusts": Int64}, event_time="observed_at")
 
 
 def view(name: str, **changes: Any) -> FeatureView:
@@ -65,9 +66,17 @@ def reasons(plan: Plan) -> list[tuple[str, Any, Any]]:
 
 
 def made(
-    name: str, state: str, number: int = 1, *, covered: int | None = None, loaded: bool = True, online: bool = True
+    name: str,
+    state: str,
+    number: int = 1,
+    *,
+    covered: int | None = None,
+    loaded: bool = True,
+    online: bool = True,
+    pushed: bool = False,
 ) -> Version:
     """Return a version of a view: covered until an instant, or never materialized."""
+    source = reports if pushed else weather
     coverage = None if covered is None else Coverage(0, covered)
     load = Loaded(1, 0, covered) if loaded and covered is not None else None
-    return Version(number, f"{name}{number}", number, "", view(name, online=online), state, 0, coverage, 0, load)
+    return Version(number, f"{name}{number}", number, "", view(name, source=source, online=online), state, 0, coverage, 0, load)

@@ -112,6 +112,16 @@ def test_rows_that_are_not_all_there(kinds: dict[str, ValueType], rows: int, see
     assert found.event_times.cast(pa.int64()).to_pylist() == times
 
 
+def test_a_row_as_old_as_the_ttl_is_served() -> None:
+    """T6 holds to the microsecond, for one present and for one of each row: only what is older than the TTL is outside."""
+    codec = RowCodec([Field("a", Int64)])
+    stored = codec.encode(pa.table({"a": pa.array([1, 2])}), np.array([NOW - TTL, NOW - TTL - 1], np.int64), 1)
+
+    for now in (NOW, [NOW, NOW]):
+        assert OnlineRows(codec, TTL, stored, now).status_list == [Status.PRESENT, Status.OUTSIDE_MAX_AGE]
+    assert OnlineRows(codec, TTL, stored, [NOW + 1, NOW - 1]).status_list == [Status.OUTSIDE_MAX_AGE, Status.PRESENT]
+
+
 def test_texts_are_no_arrays() -> None:
     """A feature that is no number keeps all of a view from being arrays."""
     codec = RowCodec([Field("a", Int64), Field("day", Date)])

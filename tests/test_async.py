@@ -219,6 +219,27 @@ def test_more_than_it_takes_at_once_waits(tmp_path: Path, run: Runner) -> None:
         run(main())
 
 
+def test_more_reads_than_it_takes_at_once_are_turned_away(tmp_path: Path, run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-pressure: while so many wait there is no room for another read, and once they have their answers there is."""
+    monkeypatch.setattr("featurestore.online.multiplexed._MOST_WAITING", 4)
+    with server(tmp_path) as made:
+
+        async def main() -> None:
+            endpoint = Endpoint("127.0.0.1", made.port)
+            async with links(endpoint) as shared:
+                await shared.exchange(endpoint, command(b"SET", b"k", b"v"), 1)
+                link = shared.ready(endpoint)
+                assert link is not None
+                answers: list[asyncio.Future[Any]] = [asyncio.get_running_loop().create_future() for _ in range(6)]
+                assert [link.read([b"k"], each.set_result) for each in answers[:5]] == [True] * 4 + [False]
+                assert await asyncio.gather(*answers[:4]) == [[b"v"]] * 4
+                assert link.read([b"k"], answers[5].set_result)
+                assert await answers[5] == [b"v"]
+                assert not answers[4].done()
+
+        run(main())
+
+
 def test_a_silent_server_times_out(run: Runner) -> None:
     """Who waits on a server that takes everything and says nothing gets a time-out; the connection is not used again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -12,7 +12,9 @@ import redis
 
 from featurestore import Entity
 from featurestore.errors import OnlineStoreError, SettingsError
+from featurestore.online.links import Links
 from featurestore.online.store import OnlineStore, Status
+from featurestore.online.topology import Access, Endpoint
 from featurestore.settings import load_settings
 from featurestore.types import Int64, String
 from tests.conftest import NOON, TIME, Repo
@@ -114,6 +116,20 @@ def test_a_server_that_hangs_is_given_up(store_at: Callable[[str], OnlineStore])
         with pytest.raises(OnlineStoreError, match="does not answer"):
             store.ping()
         assert time.monotonic() - began < 8
+
+
+def test_few_connections_stay_idle(tmp_path: Path) -> None:
+    """Of the connections that many threads had at once eight are kept for the next, and the others end."""
+    with server(tmp_path) as started:
+        links = Links(Access(5.0))
+        used = [links.take(Endpoint("127.0.0.1", started.port)) for _ in range(20)]
+        for link in used:
+            links.give_back(link)
+        kept = [link for link in used if not link.is_closed]
+        links.close()
+
+    assert len(kept) == 8
+    assert all(link.is_closed for link in used)
 
 
 def test_a_null_key_is_not_asked_for(store_at: Callable[[str], OnlineStore]) -> None:

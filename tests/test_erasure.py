@@ -124,13 +124,16 @@ def test_an_erased_entity_is_gone_everywhere(airports: Repo) -> None:
     assert [place for place, held in everything(airports) if SECRET.encode() in held and "/online/" not in place] == []
 
 
-def test_old_versions_of_tables_can_be_read_without_it(airports: Repo) -> None:
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_old_versions_of_tables_can_be_read_without_it(airports: Repo, *, is_checkpointed: bool) -> None:
     """Every retained version of a table is whole for other tools as well, its log included, and none has the erased rows."""
     store = airports.open()
     seen = {}
     for version in store.applied().versions:
         folder = offline_table(store.settings, version).folder
         seen[folder] = DeltaTable(folder).version()
+        if is_checkpointed:
+            DeltaTable(folder).create_checkpoint()
     store.delete_entities("airport", {"origin": [SECRET]})
     for folder, newest in seen.items():
         assert DeltaTable(folder).version() - newest == (0 if "carrier_facts" in str(folder) else 1)

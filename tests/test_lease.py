@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from featurestore.errors import RegistryError, RunInProgressError
-from featurestore.registry.lease import lease
+from featurestore.registry.lease import holder, lease
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Coverage, Loaded
 from tests.conftest import NOON
@@ -129,6 +130,19 @@ def test_a_thread_does_not_share_the_lease_of_another(tmp_path: Path) -> None:
             pass
     with lease(tmp_path, "uid", "view 'a'"), pytest.raises(RunInProgressError), lease(tmp_path, "uid", "view 'a'"):
         pass
+
+
+def test_who_only_looks_is_taken_for_no_holder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two who look at a lease at once both find it free, and who wants it waits until they have looked."""
+    with lease(tmp_path, "uid", "view 'a'"):
+        pass
+    with (tmp_path / "uid.lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert holder(tmp_path, "uid") is None
+        monkeypatch.setattr(time, "sleep", lambda _: looking.close())
+        with lease(tmp_path, "uid", "view 'a'"):
+            assert looking.closed
+            assert (holder(tmp_path, "uid") or "").startswith(f"process {os.getpid()} since ")
 
 
 def test_an_error_inside_frees_the_lease(tmp_path: Path) -> None:

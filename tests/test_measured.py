@@ -138,6 +138,17 @@ def test_what_is_declared_and_what_was_measured_differ_where_loads_are_late(repo
     assert asked(store, ["EWR"] * 3, times) == [(0,), (0,), (1,)]
 
 
+def test_a_clock_that_was_set_back_does_not_make_what_was_readable_unreadable(repo: Repo) -> None:
+    """A load that says it was readable before the one that it followed counts from that one on."""
+    store, known = history(repo, PLAIN, "")
+    known.load(store, NOON - 2 * HOUR)
+    known.observe("EWR", NOON - 150 * MINUTE)
+    repo.now = NOON - HOUR
+    known.load(store, repo.now)
+    repo.now = NOON
+    assert asked(store, ["EWR"] * 3, [NOON - HOUR, NOON - 1, NOON]) == [(None,), (None,), (1,)]
+
+
 def test_what_is_measured_is_complete_until_now(repo: Repo) -> None:
     """A load to come is readable later, so rows until now are complete, and none beyond."""
     store, known = history(repo, PLAIN, "")

@@ -134,6 +134,30 @@ def test_a_lift_lets_pushes_in_again(repo: Repo) -> None:
     assert online(store, ["A"]) == [(True, 2, 120)]
 
 
+def test_a_lift_elsewhere_is_known_to_the_next_push(repo: Repo) -> None:
+    """A store that has pushed before looks anew at what is erased once another has lifted it."""
+    store, other = define(repo), repo.open()
+    store.push("crew", [crew("A", 1)])
+    store.delete_entities("aircraft", {"tail": ["A"]})
+    before = store.push("crew", [crew("A", 2)])
+    other.restore_entities("aircraft", {"tail": ["A"]})
+    after = store.push("crew", [crew("A", 3)])
+
+    assert [(receipt.rows, receipt.erased) for receipt in (before, after)] == [(0, 1), (1, 0)]
+    assert online(store, ["A"]) == [(True, 3, 180)]
+
+
+def test_a_retry_is_answered_as_the_first_was_whatever_is_erased_meanwhile(repo: Repo) -> None:
+    """A receipt says how many rows its push left out, not how many a push would leave out now."""
+    store, other = define(repo), repo.open()
+    rows = [crew("A", 1), crew("B", 1)]
+    first = store.push("crew", rows, "key")
+    store.delete_entities("aircraft", {"tail": ["A"]})
+
+    assert (first.rows, first.erased) == (2, 0)
+    assert store.push("crew", rows, "key") == other.push("crew", rows, "key") == first
+
+
 def test_all_places_are_looked_at(repo: Repo) -> None:
     """The search of these tests sees a key that is there: in the registry, in files of the log and of the table."""
     store = define(repo)

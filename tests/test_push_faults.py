@@ -142,6 +142,21 @@ def test_an_online_store_that_is_away_loses_no_push(repo: Repo, monkeypatch: pyt
     assert online(store, ["A", "B"]) == [(True, 2, 120), (True, 1, 60)]
 
 
+def test_a_push_after_many_that_were_missed_writes_its_own(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is too much for a push is left to a run, and the receipt says so; its own rows are online at once."""
+    store = define(repo)
+    with monkeypatch.context() as patch:
+        patch.setattr(OnlineStore, "pushed_until", _away)
+        for hours in range(3):
+            store.push("crew", [crew("A", hours)])
+    monkeypatch.setattr("featurestore.push._REPLAYED_ROWS", 1)
+
+    assert not store.push("crew", [crew("B", 5)]).is_online
+    assert online(store, ["A", "B"]) == [(None,) * 3, (True, 5, 300)]
+    store.materialize()
+    assert online(store, ["A", "B"]) == [(True, 2, 120), (True, 5, 300)]
+
+
 def _away(*_: Any) -> Any:
     raise OnlineStoreError("the online store is away")
 
@@ -235,6 +250,46 @@ def test_many_small_files_become_one(repo: Repo, monkeypatch: pytest.MonkeyPatch
     assert len(files) < 4
     assert sum(file.rows for file in files) == 6
     assert online(store, ["A"]) == [(True, 0, 0)]
+
+
+def test_files_that_were_replaced_are_kept_for_reads_that_have_begun(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old a file is, it stays for an hour from when another took its place."""
+    monkeypatch.setattr("featurestore.offline.push_log._MANY_FILES", 2)
+    store = define(repo)
+    folder = store.settings.offline_folder / "_pushed" / "crew"
+    store.push("crew", [crew("A", 1)])
+    store.materialize(["crew_state"])
+    [replaced] = folder.glob("*.parquet")
+    os.utime(replaced, (0, 0))
+    store.push("crew", [crew("A", 2)])
+    store.materialize(["crew_state"])
+
+    assert [file.rows for file in store.push_logs()["crew"].files] == [2]
+    assert replaced.name not in [file.name for file in store.push_logs()["crew"].files]
+    assert replaced.exists()
+
+
+def test_what_waits_is_what_no_file_holds(repo: Repo) -> None:
+    """A push whose key is kept for retries waits no more once its rows are in a file."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1)], "key")
+    before = store.push_logs()["crew"].waiting
+    store.materialize(["crew_state"])
+    after = store.push_logs()["crew"].waiting
+    store.push("crew", [crew("A", 2), crew("B", 2)])
+
+    assert [before, after, store.push_logs()["crew"].waiting] == [1, 0, 2]
+
+
+def test_many_pushes_fold_the_log_by_themselves(repo: Repo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry keeps few pushes, also where no run comes: one of many brings them into a file, and nothing changes."""
+    monkeypatch.setattr("featurestore.push._FOLDED_PUSHES", 2)
+    store = define(repo)
+    receipts = [store.push("crew", [crew("A", hours)]) for hours in range(4)]
+    log = store.push_logs()["crew"]
+
+    assert (log.folded, log.waiting, [file.rows for file in log.files]) == (receipts[2].arrival, 1, [3])
+    assert online(store, ["A"]) == [(True, 3, 180)]
 
 
 def test_a_column_keeps_its_type(repo: Repo) -> None:

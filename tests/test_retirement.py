@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ import pytest
 
 from featurestore import FeatureStore
 from featurestore.errors import RollbackError, RunsFailedError
+from featurestore.functions import copy_name, keep_copy, remove_copies
 from featurestore.materialize import offline_table
 from featurestore.registry.state import Version
 from featurestore.retirement import KEPT_MICROS
@@ -192,6 +195,21 @@ def test_removal_goes_on_after_a_limit(weather_repo: Repo, monkeypatch: pytest.M
         seen.append((states(store)[0], *left(store, first)))
     assert seen == [("removing", True, 700), ("removing", True, 200), ("removed", False, 0)]
     assert store.online.count(second) == store.online.count(third) == count
+
+
+def test_a_copy_of_code_that_is_taken_up_again_is_as_one_just_made(tmp_path: Path) -> None:
+    """However old it is, no removal takes it from an apply that is about to need it."""
+    root, state = tmp_path / "repo", tmp_path / "state"
+    root.mkdir()
+    (root / "definitions.py").write_text("x = 1\n")
+    name = copy_name(root)
+    for _ in range(2):
+        keep_copy(root, state, name)
+        remove_copies(state, [], kept_seconds=3600)
+        assert (state / "code" / name / "definitions.py").exists()
+        os.utime(state / "code" / name, (0, 0))
+    remove_copies(state, [], kept_seconds=3600)
+    assert not (state / "code" / name).exists()
 
 
 KILLED = """

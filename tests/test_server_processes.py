@@ -198,3 +198,21 @@ def test_slots_are_given_in_turn_across_event_loops() -> None:
 
     assert order == ["a", "b", "c"]
     assert (slots.waiting, slots.is_full) == (0, False)
+
+
+def test_who_goes_away_in_the_turn_in_which_it_got_a_slot_gives_it_to_the_next() -> None:
+    """A slot that was given to a task that is cancelled before it runs again is not lost."""
+    slots = Slots(1)
+
+    async def main() -> None:
+        await slots.take()
+        waiting = asyncio.create_task(slots.take())
+        await asyncio.sleep(0)
+        slots.give()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not slots.is_full
+        await slots.take()
+
+    asyncio.run(main())

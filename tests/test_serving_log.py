@@ -401,15 +401,22 @@ GIFTS: dict[str, Any] = {"giver_id": [BIG, BIG, 7, 7], "item_id": ["a", "b", "a"
 
 
 def test_t14_an_erased_entity_is_erased_from_the_log_in_every_role_and_key(gifts: FeatureStore) -> None:
-    """Rows go whose key columns hold it, under an alias's names and as part of a composite key; the others keep every bit."""
+    """Rows go whose key columns hold it, under an alias's names and as part of a composite key, and whatever a killed process left.
+
+    The others keep every bit.
+    """
     gifts.get_online_features(GIFTS, "gift")
     gifts.get_online_features({"user_id": [BIG, 1]}, "everything")
     assert gifts.serving_log is not None
     gifts.serving_log.flush()
-    before = pq.read_table(log_files(gifts.settings.serving_log_folder, "gift")[0].path, partitioning=None)
+    [file] = log_files(gifts.settings.serving_log_folder, "gift")
+    before = pq.read_table(file.path, partitioning=None)
+    partial = file.path.with_name(".20130601.parquet.partial")
+    partial.write_bytes(file.path.read_bytes()[:100])
     manifest = gifts.delete_entities("item", {"item_id": ["b"]})
     assert manifest.serving_log_rows == 2
     assert manifest.to_dict()["serving_log_rows"] == 2
+    assert not partial.exists()
     [file] = log_files(gifts.settings.serving_log_folder, "gift")
     assert pq.read_table(file.path, partitioning=None).equals(before.take([0, 2]))
     assert gifts.delete_entities("user", {"user_id": [BIG]}).serving_log_rows == 2

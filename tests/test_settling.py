@@ -66,6 +66,13 @@ SETTLED: list[tuple[str, list[ObjectState], list[Version], list[str], list[str]]
         ["a2"],
         ["a"],
     ),
+    (
+        "a change of what pushes have fed waits, though no run has covered it",
+        [known("a")],
+        [made("a", "serving", pushed=True), made("a", "candidate", 2, pushed=True)],
+        [],
+        [],
+    ),
     ("a candidate without coverage waits", [known("a")], [made("a", "serving", covered=10), made("a", "candidate", 2)], [], []),
     ("one that is behind waits", [known("a")], [made("a", "serving", covered=10), made("a", "candidate", 2, covered=9)], [], []),
     (

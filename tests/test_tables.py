@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 from featurestore.offline.tables import OfflineTable, Snapshot
 from featurestore.testing import oracle
@@ -57,6 +58,15 @@ def test_a_run_replaces_its_interval_and_nothing_else(tmp_path: Path) -> None:
     assert [row and row["n"] for row in found] == [0, 1, 1, 13, 4, 20]
     assert [row and row["n"] for row in answers(ask(view, before, asked))] == [0, 1, 2, 3, 4, None]
     assert OfflineTable(tmp_path / "table", view).snapshot(before.version) == before
+
+
+def test_no_version_of_a_table_is_forgotten_behind_our_back(tmp_path: Path) -> None:
+    """Training sets name the versions that they read, so the table says that its log is not cleaned up by whoever writes it."""
+    view = delays()
+    write_files(tmp_path, source_schema(view), [[landing(1)]])
+    materialize(view, tmp_path)
+
+    assert DeltaTable(tmp_path / "table").metadata().configuration["delta.enableExpiredLogCleanup"] == "false"
 
 
 def test_an_interval_holds_its_end_and_not_its_start(tmp_path: Path) -> None:

@@ -79,6 +79,21 @@ def test_runs_compact_by_themselves(hourly: FeatureStore, monkeypatch: pytest.Mo
     assert [each.compacted for each in hourly.materialize()] == [0]
 
 
+def test_a_load_that_compacts_is_on_record_by_the_table_that_stays(hourly: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was readable after a run that put files together is measured in the table it left, also when the others are gone."""
+    monkeypatch.setattr(upkeep, "_MANY_FILES", 5)
+    monkeypatch.setattr(upkeep.vacuum, "__kwdefaults__", {"kept_ms": -1})
+    [report] = hourly.materialize()
+    hourly.compact(vacuum=True)
+    [version] = hourly.applied().versions
+    spine = f"SELECT 'EWR' AS origin, make_timestamptz({NOON}) AS event_timestamp"
+    found = hourly.get_historical_features(spine, ["airport_weather:temperature_mean_2h"], availability="measured").to_dict()
+
+    assert version.loaded is not None
+    assert (report.compacted, hourly.registry.loads(version)[-1].table_version) == (6, version.loaded.table_version)
+    assert found["airport_weather__temperature_mean_2h"] == [21.0]
+
+
 def test_vacuum_keeps_what_a_training_set_needs(hourly: FeatureStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Files of older versions stay while the file of a training set that read them is there, and for an hour in any case."""
     spine = f"SELECT 'EWR' AS origin, make_timestamptz({NOON}) AS event_timestamp"
