@@ -92,9 +92,7 @@ class Pushing:
         if isinstance(rows, pa.RecordBatchReader):
             rows = rows.read_all()  # they may be needed twice
         for _ in range(_ATTEMPTS):
-            feed = self._feed(source)
-            table = taken_in(feed.source, rows, keys=feed.keys, now=self.clock())
-            ready, kept = _prepared(feed, table)
+            feed, table, ready, kept = self._taken_in(source, rows)
             logged = self._logged(feed, table if kept is None else table.take(kept), table, idempotency_key)
             if logged is not None:
                 break
@@ -109,8 +107,22 @@ class Pushing:
 
     def check(self, source: str, rows: pa.Table) -> None:
         """Raise InputError if the rows could not be pushed."""
+        self._taken_in(source, rows)
+
+    def _taken_in(self, source: str, rows: Any) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
+        """Return rows as the table that is logged, what each version makes of them, and which are kept, by which definitions."""
         feed = self._feed(source)
-        _prepared(feed, taken_in(feed.source, rows, keys=feed.keys, now=self.clock()))
+        try:
+            return _read(feed, rows, now=self.clock())
+        except (InputError, SourceError):
+            if self.registry.pushes.token() == feed.token:
+                raise
+        return _read(self._feed(source, anew=True), rows, now=self.clock())  # somebody has applied others meanwhile
+
+    def begin(self, source: str) -> None:
+        """Write online what versions that are new lack of what was pushed before them, as far as that is no run's business."""
+        if self.registry.pushes.state(source).last_push is not None:
+            self._is_delivered(self._feed(source, anew=True), None)
 
     def _logged(self, feed: _Feed, kept: pa.Table, given: pa.Table, key: str | None) -> Logged | None:
         hashed = None if key is None else digest(given)
@@ -342,6 +354,11 @@ class Pushing:
                 self.fold(source, 0.0)
             except FeatureStoreError:  # the push is done; the next one or a materialization folds
                 return
+
+
+def _read(feed: _Feed, rows: Any, *, now: int) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
+    table = taken_in(feed.source, rows, keys=feed.keys, now=now)
+    return feed, table, *_prepared(feed, table)
 
 
 def _prepared(feed: _Feed, table: pa.Table) -> tuple[dict[str, KeyedRows], pa.Array | None]:

@@ -127,6 +127,8 @@ class FeatureStore:
                 keep_copy(self.settings.root, self.settings.state, name)
             self.registry.apply(plan, now=self.clock())
             self._lookups.forget()
+            for source in dict.fromkeys(new.view.source.name for new in plan.new_versions if new.view.is_pushed):
+                self._pushing.begin(source)
         return plan
 
     def rollback(self, view: str) -> Rollback:

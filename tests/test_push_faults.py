@@ -213,6 +213,39 @@ def test_a_candidate_whose_sql_fails_stops_no_push(repo: Repo) -> None:
     assert online(store, ["A"]) == [(True, 5, 300)]
 
 
+def test_a_new_view_has_what_was_pushed_before(repo: Repo) -> None:
+    """T8: it serves at once, so what is in the log already is written online when it is applied."""
+    store = define(repo)
+    store.push("crew", [crew("A", 1), crew("B", 2)])
+    view = 'late = FeatureView("late", entities=[aircraft], source=crew, fields={"hours": Int64})\n'
+    repo.define(DEFINITIONS.format(created='"written"', ttl="None", also="written,") + view)
+    store.apply()
+
+    found = store.get_online_features({"tail": ["A", "B", "C"]}, ["late:hours"]).to_dict()
+    assert found["late__hours"] == [1, 2, None]
+
+
+def test_a_process_that_runs_takes_rows_of_a_source_that_has_changed(repo: Repo) -> None:
+    """T8: another process applies a source with one more column, or one less; whoever has pushed before takes such rows, too."""
+    store, other = define(repo), repo.open()
+    store.push("crew", [crew("A", 1)])
+    for more in ({"pilot": "P"}, {}, {"pilot": None}):
+        columns = ', "pilot": String' if more else ""
+        repo.define(
+            f"""
+aircraft = Entity("aircraft", join_keys={{"tail": String}})
+crew = PushSource("crew", fields={{"tail": String, "hours": Int64{columns}}}, event_time="at", created_time="written")
+crew_state = FeatureView("crew_state", entities=[aircraft], source=crew, fields={{"hours": Int64}})
+crew_of = FeatureService("crew_of", features=[crew_state])
+"""
+        )
+        other.apply()
+        row = {name: value for name, value in crew("A", 5).items() if name != "rested"} | more
+        assert store.push("crew", [row]).rows == 1
+        with pytest.raises(InputError, match="rested"):
+            store.push("crew", [crew("A", 6)])
+
+
 def test_a_field_that_is_added_is_null_before(repo: Repo) -> None:
     """The log keeps rows as they were declared when they came: a new column of them is null in what came before."""
     store = define(repo)
