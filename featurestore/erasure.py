@@ -35,6 +35,7 @@ from featurestore.offline.upkeep import data_files, discard_unnamed, erase
 from featurestore.online.store import OnlineStore
 from featurestore.push import Pushing
 from featurestore.push_erasure import erase_pushed
+from featurestore.registry.erasures import is_renamed
 from featurestore.registry.registry import Registry
 from featurestore.registry.state import Loaded, Tombstones, Version
 from featurestore.serving_log.layout import rewrite
@@ -105,14 +106,15 @@ class Erasure:
 
         """
         found, columns = self._keys(entity, keys)
-        names = tuple(key.name for key in found.join_keys)
+        forms = self._forms(found)
         hashes = tuple(dict.fromkeys(digests(self.registry.erasures.secret(), found.join_keys, columns)))
-        self.registry.erasures.bury(names, hashes, now=now)
+        for form in forms:
+            self.registry.erasures.bury(_names(form), hashes, now=now)
         tombstones = self.registry.erasures.tombstones()
-        held = [each for each in self.registry.applied().versions if _holds(each, names)]
+        held = [each for each in self.registry.applied().versions if _holds(each, forms)]
         done, busy = list[ErasedVersion](), list[str]()
-        deleted = {each.uid: self._delete_online(each, tombstones, found, columns, now) for each in held if not each.view.is_pushed}
-        pushed, online = self._erase_pushed(held, tombstones, found, columns, busy)
+        deleted = {each.uid: self._delete_online(each, tombstones, forms, columns, now) for each in held if not each.view.is_pushed}
+        pushed, online = self._erase_pushed(held, tombstones, forms, columns, busy)
         deleted |= online
         for each in held:
             try:
@@ -133,11 +135,21 @@ class Erasure:
     def lift(self, entity: str, keys: Mapping[str, Sequence[Any]], *, now: int) -> int:
         """Lift the tombstones of entities, so that later runs read their rows again; returns how many there were."""
         found, columns = self._keys(entity, keys)
-        names = tuple(key.name for key in found.join_keys)
+        forms = self._forms(found)
         for version in self.registry.applied().versions:
-            if _holds(version, names) and version.view.is_pushed and version.view.online:
+            if _holds(version, forms) and version.view.is_pushed and version.view.online:
                 self.online.release(version)
-        return self.registry.erasures.lift(names, digests(self.registry.erasures.secret(), found.join_keys, columns), now=now)
+        hashes = digests(self.registry.erasures.secret(), found.join_keys, columns)
+        return max(self.registry.erasures.lift(_names(form), hashes, now=now) for form in forms)
+
+    def _forms(self, entity: Entity) -> list[Entity]:
+        """Return an entity as it is applied, and as there were versions that knew its keys by other names."""
+        forms = {_names(entity): entity}
+        for version in self.registry.applied().versions:
+            for each in version.view.entities:
+                if each.name == entity.name and is_renamed(_names(each), _names(entity)):
+                    forms.setdefault(_names(each), each)
+        return list(forms.values())
 
     def _keys(self, entity: str, given: Mapping[str, Sequence[Any]]) -> tuple[Entity, list[pa.ChunkedArray]]:
         specs = self.registry.applied().specs
@@ -164,7 +176,7 @@ class Erasure:
         return found, columns
 
     def _erase_pushed(
-        self, held: Sequence[Version], tombstones: Tombstones, entity: Entity, given: list[pa.ChunkedArray], busy: list[str]
+        self, held: Sequence[Version], tombstones: Tombstones, forms: list[Entity], given: list[pa.ChunkedArray], busy: list[str]
     ) -> tuple[int, dict[str, int]]:
         """Erase what was pushed, online and in the logs; returns the rows of logs, and of each version the online rows.
 
@@ -172,7 +184,7 @@ class Erasure:
         """
         rows, deleted = 0, dict[str, int]()
         pushed = [each for each in held if each.view.is_pushed]
-        keys = {each.uid: given for each in pushed if each.view.join_keys == entity.join_keys}
+        keys = {each.uid: given for each in pushed if _is_keyed_by(each, forms)}
         for source in dict.fromkeys(each.view.source.name for each in pushed):
             fed = [each for each in pushed if each.view.source.name == source]
             try:
@@ -184,7 +196,7 @@ class Erasure:
         return rows, deleted
 
     def _delete_online(
-        self, version: Version, tombstones: Tombstones, entity: Entity, given: list[pa.ChunkedArray], now: int
+        self, version: Version, tombstones: Tombstones, forms: list[Entity], given: list[pa.ChunkedArray], now: int
     ) -> int:
         """Delete the online rows of all keys that contain an erased one; those of several entities are found in the tables."""
         if version.coverage is None or not self.registry.erasures.may_be_online(version):
@@ -192,7 +204,7 @@ class Erasure:
         run = self.registry.erasures.online_run(version, now=now)
         keys = self._keys_in_tables(version, tombstones)
         self.online.delete(version, keys, run=run)
-        if version.view.join_keys == entity.join_keys:
+        if _is_keyed_by(version, forms):
             self.online.delete(version, given, run=run)
         return len(keys[0])
 
@@ -262,5 +274,16 @@ class Erasure:
         return True
 
 
-def _holds(version: Version, names: tuple[str, ...]) -> bool:
-    return version.state != "removed" and {key.name for key in version.view.join_keys} >= set(names)
+def _names(entity: Entity) -> tuple[str, ...]:
+    return tuple(key.name for key in entity.join_keys)
+
+
+def _holds(version: Version, forms: Sequence[Entity]) -> bool:
+    names = {key.name for key in version.view.join_keys}
+    return version.state != "removed" and any(names >= set(_names(form)) for form in forms)
+
+
+def _is_keyed_by(version: Version, forms: Sequence[Entity]) -> bool:
+    """Whether the keys of a version are those that were given, of the same types."""
+    types = [key.type for key in forms[0].join_keys]
+    return any(version.view.join_keys == form.join_keys and [key.type for key in form.join_keys] == types for form in forms)

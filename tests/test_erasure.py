@@ -260,6 +260,68 @@ tags = FeatureView("tags", entities=[tag], source=FileSource("t", path="t.parque
     assert store.get_online_features({"id": ["5", "6", "x"]}, ["tags:x"]).to_dict()["tags__x"] == [None, 2, 3]
 
 
+RENAMED = """
+user = Entity("user", join_keys={{"{user}": Int64}})
+shop = Entity("shop", join_keys={{"shop_id": Int64}})
+source = FileSource("source", path="s.parquet", event_time="at")
+bought = FeatureView(
+    "bought", entities=[user, shop], source=source, fields={{"x": Int64}},
+    sql='SELECT user_id AS {user}, shop_id, "at", x FROM source',
+)
+service = FeatureService("service", features=[bought])
+"""
+
+
+@pytest.fixture
+def renamed(repo: Repo) -> FeatureStore:
+    """A view of users and shops, of which a candidate waits that calls the user's key by another name."""
+    times = pa.array([at(NOON - HOUR)] * 3, TIME)
+    repo.write("s.parquet", {"user_id": [1, 2, 1], "shop_id": [1, 1, 2], "at": times, "x": [11, 21, 12]})
+    store = repo.open()
+    for name in ("user_id", "uid"):
+        repo.define(RENAMED.format(user=name))
+        store.apply()
+        if name == "user_id":
+            store.materialize()
+    return store
+
+
+def bought(store: FeatureStore, name: str) -> list[int | None]:
+    """Return what is served of the three rows of `renamed`, by the user's key of that name."""
+    found = store.get_online_features({name: [1, 2, 1], "shop_id": [1, 1, 2]}, "service").to_dict()
+    return list(found["bought__x"])
+
+
+def test_a_key_column_that_is_renamed_is_erased_by_all_its_names(renamed: FeatureStore) -> None:
+    """The version that still serves knows it by the name before, and so does what a rollback brings back."""
+    manifest = renamed.delete_entities("user", {"uid": [1]})
+    assert bought(renamed, "user_id") == [None, 21, None]
+    renamed.materialize()
+    assert bought(renamed, "uid") == [None, 21, None]
+    renamed.rollback("bought")
+    renamed.materialize(start=at(NOON - 9 * HOUR))
+
+    assert [(each.version, each.online_rows, each.rows) for each in manifest.versions] == [(1, 2, 2), (2, 0, 0)]
+    assert bought(renamed, "user_id") == [None, 21, None]
+    assert renamed.restore_entities("user", {"uid": [1]}) == 1
+    renamed.materialize(start=at(NOON - 9 * HOUR))
+    assert bought(renamed, "user_id") == [11, 21, 12]
+
+
+def test_tombstones_follow_a_key_column_that_is_renamed(repo: Repo) -> None:
+    """What was erased before the key had its name is not read by its new one either."""
+    times = pa.array([at(NOON - HOUR)] * 3, TIME)
+    repo.write("s.parquet", {"user_id": [1, 2, 1], "shop_id": [1, 1, 2], "at": times, "x": [11, 21, 12]})
+    store = repo.open()
+    for name in ("user_id", "uid", "customer"):
+        repo.define(RENAMED.format(user=name))
+        store.apply()
+        store.materialize()
+        if name == "user_id":
+            store.delete_entities("user", {"user_id": [1]})
+        assert bought(store, name) == [None, 21, None]
+
+
 OFFLINE_FOR_A_WHILE = """
 user = Entity("user", join_keys={{"id": String}})
 kept = FeatureView(

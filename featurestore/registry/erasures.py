@@ -14,7 +14,24 @@ from featurestore.registry.schema import changes, erasures, meta, runs, tombston
 from featurestore.registry.state import Tombstones, Version
 from featurestore.specs import canonical_json
 
-__all__ = ["Erasures"]
+__all__ = ["Erasures", "is_renamed", "rename"]
+
+
+def is_renamed(before: Sequence[str], after: Sequence[str]) -> bool:
+    """Whether key columns are others by their names alone: as many, and those that keep their names in their places."""
+    places = {name: place for place, name in enumerate(after)}
+    return len(before) == len(after) and all(places.get(name, place) == place for place, name in enumerate(before))
+
+
+def rename(connection: sa.Connection, before: Sequence[str], after: Sequence[str]) -> None:
+    """Let the tombstones of key columns hold for their new names as well: rows that come by these are of the same entities."""
+    rows = connection.execute(sa.select(tombstones).where(tombstones.c.columns == canonical_json(list(before)))).mappings().all()
+    is_there = (tombstones.c.columns == canonical_json(list(after))) & tombstones.c.lifted_at.is_(None)
+    there = set(connection.execute(sa.select(tombstones.c.digest).where(is_there)).scalars())
+    new = [row for row in rows if row["lifted_at"] is None and row["digest"] not in there]
+    for row in new if is_renamed(before, after) else ():
+        carried = {"columns": canonical_json(list(after)), "digest": row["digest"], "erased_at": row["erased_at"]}
+        connection.execute(tombstones.insert().values(carried))
 
 
 class Erasures:

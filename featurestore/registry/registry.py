@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from featurestore.errors import ConflictError, RegistryError, RunInProgressError
 from featurestore.registry.api_keys import ApiKeys
 from featurestore.registry.database import Database
-from featurestore.registry.erasures import Erasures
+from featurestore.registry.erasures import Erasures, rename
 from featurestore.registry.lease import advisory_holder, advisory_lease, advisory_turn, holder, lease, turn
 from featurestore.registry.migrations import upgrade
 from featurestore.registry.plan import Change, FieldChange, NewVersion, Plan
@@ -192,6 +192,9 @@ class Registry:
                 raise ConflictError("the registry has changed since this plan was made; plan again and apply that")
             for change in plan.changes:
                 fields = _recorded_fields(connection, change)
+                for field in fields if change.kind == "entity" else ():
+                    if field.field == "join_keys":
+                        rename(connection, *([key["name"] for key in keys] for keys in (field.before, field.after)))
                 write_object(connection, change.kind, change.name, spec=change.spec)
                 record = {"revision": plan.revision + 1, "applied_at": now, "applied_by": _user()}
                 record |= {"kind": change.kind, "name": change.name, "action": change.action}
