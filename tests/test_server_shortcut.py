@@ -90,6 +90,18 @@ def test_what_the_short_way_does_not_take_goes_the_long_one(
     assert long.status_code == expected
 
 
+def test_the_largest_body(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body beyond max_body_bytes is refused, however small that is, in the application's own words."""
+    content = json.dumps(EVERYTHING).encode()
+    monkeypatch.setenv("FEATURESTORE_SERVER__MAX_BODY_BYTES", str(len(content)))
+    with serving(store.settings.root, "--json") as (_, line):
+        limited = int(json.loads(line)["url"].rpartition(":")[2])
+        [largest], [beyond] = exchange(limited, request(content)), exchange(limited, request(content + b" "))
+
+    assert (largest[0], beyond[0]) == (200, 413)
+    assert json.loads(beyond[2])["name"] == "server.max_body_bytes"
+
+
 def test_requests_that_come_in_one_go_are_answered_in_their_order(port: int) -> None:
     """Pipelined requests, good and bad, on the hot route and others, have their answers in order on one connection."""
     users = [BIG, BIG - 1, 7]

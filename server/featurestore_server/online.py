@@ -144,6 +144,7 @@ class OnlineFeatures:
             return False
         try:
             key = serving.access.admit(given.get(b"authorization"), PATH)
+            self._limits.check_body(len(body))
             sent, type_ = _negotiated(
                 given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b"")
             )
