@@ -132,6 +132,16 @@ def test_a_request_in_pieces(port: int, cut: int) -> None:
     assert late[2] == in_time[2] == apart[2]
 
 
+def test_the_head_of_a_request_comes_with_a_large_body_before_it(port: int) -> None:
+    """A head is measured by its own bytes, not by those of the message whose end came with its beginning."""
+    health = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    large = request(json.dumps(EVERYTHING).encode() + b" " * 2 * MOST_HEAD_BYTES)
+    parts = [health[20:] + large + health[:20]] * 10  # in how few reads one comes is the kernel's choice
+    answers = exchange(port, health[:20], *parts, health[20:], count=21)
+
+    assert [status for status, _, _ in answers] == [200] * 21
+
+
 def test_what_is_no_http(port: int) -> None:
     """Garbage and a head without end are refused as problems, and the connection ends; the service goes on."""
     endless = b"GET /healthz HTTP/1.1\r\nX: " + b"a" * (MOST_HEAD_BYTES + 1000)
