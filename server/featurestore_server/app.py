@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
@@ -72,9 +73,11 @@ def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | 
     app.state.processes = Processes(store, store.settings.server.training_processes, store.settings.server.training_queue)
     app.state.submissions, app.state.jobs = Processes(store, _SUBMISSIONS, store.settings.server.training_queue), Jobs(store)
     app.lookups = UnexpectedErrors(app.state.online)
-    app.others = Gate(super(_Service, app).__call__, plans.access, limits, log)
-    for group in (online, historical, training_sets, push, registry, health, monitoring):
-        app.include_router(group.router)
+    groups = [each.router for each in (online, historical, training_sets, push, registry, health, monitoring)]
+    routes = [each for router in (app, *groups) for each in router.routes if isinstance(each, Route)]
+    app.others = Gate(super(_Service, app).__call__, plans.access, limits, log, routes)
+    for router in groups:
+        app.include_router(router)
     handle_errors(app)
     if store.settings.server.cors_origins:
         _share(app, store.settings.server.cors_origins)
