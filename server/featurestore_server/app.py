@@ -66,6 +66,7 @@ def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | 
         description=f"```\n{contract.__doc__}```",
         version="1",
         lifespan=_lifespan,
+        redirect_slashes=False,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
     app.state.store, app.state.limits, app.state.plans, app.state.metrics = store, limits, plans, metrics
