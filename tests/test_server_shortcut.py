@@ -76,6 +76,7 @@ def test_both_ways_give_the_same_answer(port: int, client: TestClient) -> None:
         (EVERYTHING, {"Content-Type": "text/plain"}, 415),
         (EVERYTHING, {"Accept": "text/html"}, 406),
         (EVERYTHING, {"Content-Encoding": "gzip"}, 415),
+        (EVERYTHING, {"Feature-Service-Fingerprint": ""}, 422),
     ],
 )
 def test_what_the_short_way_does_not_take_goes_the_long_one(
