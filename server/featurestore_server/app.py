@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server import contract, health, historical, monitoring, online, push, registry, training_sets
-from featurestore_server.contract import PATH, PROBLEM, PROBLEMS, Problem
+from featurestore_server.contract import LOCK_HEADER, PATH, PROBLEM, PROBLEMS, Problem
 from featurestore_server.gate import Gate
 from featurestore_server.jobs import Jobs
 from featurestore_server.limits import Limits
@@ -91,8 +91,9 @@ def _share(app: _Service, origins: list[str]) -> None:
     methods = ["GET", "POST", "DELETE"]
 
     def shared(inner: ASGIApp) -> ASGIApp:
-        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key"]
-        return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=["X-Request-Id"])
+        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key", LOCK_HEADER]
+        exposed = ["X-Request-Id", "Retry-After", "Location"]
+        return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=exposed)
 
     app.lookups, app.others = shared(app.lookups), shared(app.others)
 
