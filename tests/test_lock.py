@@ -171,8 +171,9 @@ def test_http_refuses_with_409_and_says_what_differs(locked: tuple[Repo, Feature
         assert post(ONLINE, online, fingerprint).json()["features"]["scaled__y"] == [3.0]
         assert post(HISTORICAL, historical, fingerprint).json()["features"]["scaled__y"] == [3.0]
         assert client.get("/v1/registry/feature-services/model").json()["fingerprint"] == fingerprint
-        assert problem(post(ONLINE, online, "../etc"), 422, "input")["name"] == "Feature-Service-Fingerprint"
-        assert problem(post(HISTORICAL, historical, "../etc"), 422, "input")["name"] == "Feature-Service-Fingerprint"
+        for given in ("../etc", ""):
+            assert problem(post(ONLINE, online, given), 422, "input")["name"] == "Feature-Service-Fingerprint"
+            assert problem(post(HISTORICAL, historical, given), 422, "input")["name"] == "Feature-Service-Fingerprint"
         assert "never had" in problem(post(ONLINE, online, NEVER), 409, "lock")["detail"]
     change(repo, store, ('ttl="6h"', 'ttl="5h"'))
     with FeatureStore(repo.folder) as serving, TestClient(create_app(serving)) as client:

@@ -256,6 +256,11 @@ def test_origins_that_are_let_in(store: FeatureStore, monkeypatch: pytest.Monkey
             assert client.options(ONLINE, headers=asked).headers.get("access-control-allow-origin") == expected
             response = client.post(ONLINE, json=LOOKUP, headers={"Origin": origin})
             assert response.headers.get("access-control-allow-origin") == expected
+        names = "accept, authorization, content-type, feature-service-fingerprint, idempotency-key, x-request-id"
+        asked = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": names}
+        assert client.options(ONLINE, headers=asked).status_code == 200
+        exposed = client.post(ONLINE, json=LOOKUP, headers={"Origin": "https://a.example"}).headers["access-control-expose-headers"]
+        assert set(exposed.split(", ")) == {"X-Request-Id", "Retry-After", "Location"}
 
 
 @pytest.mark.parametrize("path", [ONLINE, "/v1/registry", "/healthz"])

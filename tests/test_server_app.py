@@ -21,6 +21,17 @@ def test_unknown_routes_and_methods(client: TestClient) -> None:
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", ONLINE), ("GET", "/v1/registry"), ("GET", "/v1/training-sets/x"), ("GET", "/docs")]
+)
+def test_a_slash_at_the_end_is_another_path(client: TestClient, method: str, path: str) -> None:
+    """It is no route, and nobody is sent to where a Host header says."""
+    response = client.request(method, f"{path}/", json={}, headers={"Host": "evil.example"}, follow_redirects=False)
+
+    problem(response, 404, "no-route")
+    assert "location" not in response.headers
+
+
 def test_concurrent_requests(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads that meet in a store which has opened nothing yet each get the answers to their own questions."""
     monkeypatch.setenv("FEATURESTORE_SERVER__TRAINING_QUEUE", "16")  # as many as may come at once

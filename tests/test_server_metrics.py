@@ -77,6 +77,25 @@ def test_requests_are_counted_by_route_service_and_status(store: FeatureStore) -
     assert "made" not in repr(samples)
 
 
+def test_what_is_refused_at_the_door_counts_where_it_was_sent_to(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without a key or with too large a body counts for its route as others do, by the template of its path."""
+    monkeypatch.setenv("FEATURESTORE_SERVER__MAX_BODY_BYTES", "10")
+    with FeatureStore(store.settings.root) as limited:
+        apps = create_app(limited, is_open=False), create_app(limited)
+    closed, small = map(TestClient, apps)
+    for path in ("/v1/registry/feature-services/made_up", "/v1/training-sets/made_up", "/v1/training-sets", "/made/up"):
+        assert closed.get(path).status_code == 401
+    for method, path in (("GET", "/docs"), ("GET", ONLINE), ("POST", "/v1/registry"), ("POST", "/made/up")):
+        assert small.request(method, path, content=b"x" * 11).status_code == 413
+    closed_counts, small_counts = (
+        {key: each.statuses for key, each in app.state.metrics._series.items() if each.statuses} for app in apps
+    )
+
+    known = ("/v1/registry/feature-services/{name}", "/v1/training-sets/{set_id}", "/v1/training-sets", "other")
+    assert closed_counts == {(route, ""): {401: 1} for route in known}
+    assert small_counts == {(route, ""): {413: 1} for route in ("/docs", ONLINE, "/v1/registry", "other")}
+
+
 def test_latencies_are_a_histogram(store: FeatureStore) -> None:
     """Buckets are cumulative up to +Inf, which is the count; the sum is of that many answers."""
     with TestClient(create_app(store)) as client:

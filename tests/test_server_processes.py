@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 import threading
 import time
@@ -148,6 +149,19 @@ def test_processes_end_with_a_server_that_is_killed(served: tuple[int, str], lar
         os.kill(server, signal.SIGKILL)
         _wait_for(lambda: not is_alive(worker))
     _wait_for(lambda: not list(tmp_path.iterdir()))
+
+
+def test_a_body_that_does_not_fit_on_the_disk(store: FeatureStore) -> None:
+    """It is never cut off and taken for the client's fault: the answer is a 5xx, and the log says why."""
+    with serving(store.settings.root, "--json") as (process, line):
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500_000, 500_000))
+        table = SPINE.append_column("pad", pa.array(["x" * 150_000] * len(SPINE)))
+        response = httpx.post(json.loads(line)["url"] + HISTORICAL, **request_of(table, ARROW, **QUERY), timeout=60)
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+
+    assert "cannot" in problem(response, 500, "offline-store")["detail"]
+    assert f"POST {HISTORICAL}: cannot keep the body of the request: [Errno 27] File too large" in log
 
 
 def test_what_fails_unexpectedly_in_a_process(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -76,6 +76,7 @@ def test_both_ways_give_the_same_answer(port: int, client: TestClient) -> None:
         (EVERYTHING, {"Content-Type": "text/plain"}, 415),
         (EVERYTHING, {"Accept": "text/html"}, 406),
         (EVERYTHING, {"Content-Encoding": "gzip"}, 415),
+        (EVERYTHING, {"Feature-Service-Fingerprint": ""}, 422),
     ],
 )
 def test_what_the_short_way_does_not_take_goes_the_long_one(
@@ -88,6 +89,18 @@ def test_what_the_short_way_does_not_take_goes_the_long_one(
 
     assert (status, json.loads(body)) == (expected, long.json())
     assert long.status_code == expected
+
+
+def test_the_largest_body(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body beyond max_body_bytes is refused, however small that is, in the application's own words."""
+    content = json.dumps(EVERYTHING).encode()
+    monkeypatch.setenv("FEATURESTORE_SERVER__MAX_BODY_BYTES", str(len(content)))
+    with serving(store.settings.root, "--json") as (_, line):
+        limited = int(json.loads(line)["url"].rpartition(":")[2])
+        [largest], [beyond] = exchange(limited, request(content)), exchange(limited, request(content + b" "))
+
+    assert (largest[0], beyond[0]) == (200, 413)
+    assert json.loads(beyond[2])["name"] == "server.max_body_bytes"
 
 
 def test_requests_that_come_in_one_go_are_answered_in_their_order(port: int) -> None:
@@ -118,6 +131,16 @@ def test_a_request_in_pieces(port: int, cut: int) -> None:
 
     assert late[0] == in_time[0] == apart[0] == 200
     assert late[2] == in_time[2] == apart[2]
+
+
+def test_the_head_of_a_request_comes_with_a_large_body_before_it(port: int) -> None:
+    """A head is measured by its own bytes, not by those of the message whose end came with its beginning."""
+    health = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    large = request(json.dumps(EVERYTHING).encode() + b" " * 2 * MOST_HEAD_BYTES)
+    parts = [health[20:] + large + health[:20]] * 10  # in how few reads one comes is the kernel's choice
+    answers = exchange(port, health[:20], *parts, health[20:], count=21)
+
+    assert [status for status, _, _ in answers] == [200] * 21
 
 
 def test_what_is_no_http(port: int) -> None:

@@ -13,6 +13,11 @@ from tests.conftest import NOON, TIME, at
 from tests.service import BIG
 
 
+def _encoded(values: pa.Array) -> pa.Array:
+    """Return a column that refers to three values: to the last, the first, the second, and to none."""
+    return pa.DictionaryArray.from_arrays(pa.array([2, 0, 1, None], pa.int8()), values)
+
+
 @pytest.mark.parametrize(
     ("column", "expected"),
     [
@@ -24,6 +29,9 @@ from tests.service import BIG
         (pa.array([[1.0], [2.0, math.inf], None]).slice(1, 1), [[2.0, "Infinity"]]),
         (pa.array([{"a": 1}, None]), [{"a": 1}, None]),
         (pa.array(["x", None]).dictionary_encode(), ["x", None]),
+        (_encoded(pa.array([[1], None, [2, 3]])), [[2, 3], [1], None, None]),
+        (_encoded(pa.array([{"a": [1]}, None, {"a": None}])).slice(1), [{"a": [1]}, None, None]),
+        (_encoded(pa.array(["x", "y", "z"], pa.string_view())).slice(0, 1), ["z"]),
         (pa.nulls(2), [None, None]),
         (pa.chunked_array([], pa.int64()), []),
     ],

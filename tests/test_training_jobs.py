@@ -310,7 +310,7 @@ def _holds(file: Path, number: int) -> bool:
 
 
 def test_a_key_that_is_restricted_to_a_service(tmp_path: Path) -> None:
-    """Its jobs are those of the service: others are neither listed nor shown, fetched, cancelled or deleted."""
+    """Its jobs are those of the service: others are neither listed nor named, shown, fetched, cancelled or deleted."""
     with ended(FeatureStore(write_repo(tmp_path / "repo").folder)) as store:
         store.apply()
         store.materialize()
@@ -322,8 +322,13 @@ def test_a_key_that_is_restricted_to_a_service(tmp_path: Path) -> None:
             client.request(method, f"/v1/training-sets/{others}{suffix}").status_code
             for method, suffix in (("GET", ""), ("GET", "/data"), ("POST", "/cancel"), ("DELETE", ""))
         ]
+        unknown = [
+            client.request(method, f"/v1/training-sets/{os.urandom(16).hex()}{suffix}").json()["detail"]
+            for method, suffix in (("GET", ""), ("GET", "/data"), ("POST", "/cancel"), ("DELETE", ""))
+        ]
         own = client.delete(f"/v1/training-sets/{mine}").status_code
 
     assert [each["id"] for each in listed] == [mine]
     assert refused == [403] * 4
+    assert [(mine in each, others in each) for each in unknown] == [(True, False)] * 4
     assert own == 200

@@ -12,11 +12,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from featurestore import FeatureStore
 from featurestore_server import contract, health, historical, monitoring, online, push, registry, training_sets
-from featurestore_server.contract import PATH, PROBLEM, PROBLEMS, Problem
+from featurestore_server.contract import LOCK_HEADER, PATH, PROBLEM, PROBLEMS, Problem
 from featurestore_server.gate import Gate
 from featurestore_server.jobs import Jobs
 from featurestore_server.limits import Limits
@@ -65,6 +66,7 @@ def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | 
         description=f"```\n{contract.__doc__}```",
         version="1",
         lifespan=_lifespan,
+        redirect_slashes=False,
         responses={"default": {"description": "A problem (RFC 9457)", "content": _PROBLEM_CONTENT}},
     )
     app.state.store, app.state.limits, app.state.plans, app.state.metrics = store, limits, plans, metrics
@@ -72,9 +74,11 @@ def create_app(store: FeatureStore, *, is_open: bool = True, metrics: Metrics | 
     app.state.processes = Processes(store, store.settings.server.training_processes, store.settings.server.training_queue)
     app.state.submissions, app.state.jobs = Processes(store, _SUBMISSIONS, store.settings.server.training_queue), Jobs(store)
     app.lookups = UnexpectedErrors(app.state.online)
-    app.others = Gate(super(_Service, app).__call__, plans.access, limits, log)
-    for group in (online, historical, training_sets, push, registry, health, monitoring):
-        app.include_router(group.router)
+    groups = [each.router for each in (online, historical, training_sets, push, registry, health, monitoring)]
+    routes = [each for router in (app, *groups) for each in router.routes if isinstance(each, Route)]
+    app.others = Gate(super(_Service, app).__call__, plans.access, limits, log, routes)
+    for router in groups:
+        app.include_router(router)
     handle_errors(app)
     if store.settings.server.cors_origins:
         _share(app, store.settings.server.cors_origins)
@@ -87,8 +91,9 @@ def _share(app: _Service, origins: list[str]) -> None:
     methods = ["GET", "POST", "DELETE"]
 
     def shared(inner: ASGIApp) -> ASGIApp:
-        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key"]
-        return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=["X-Request-Id"])
+        allowed = ["Authorization", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key", LOCK_HEADER]
+        exposed = ["X-Request-Id", "Retry-After", "Location"]
+        return CORSMiddleware(inner, origins, allow_methods=methods, allow_headers=allowed, expose_headers=exposed)
 
     app.lookups, app.others = shared(app.lookups), shared(app.others)
 

@@ -189,7 +189,7 @@ PROBLEMS = {
     "source": ProblemType(500, "A source cannot be read"),
     "on-demand": ProblemType(500, "An on-demand function failed"),
     "code": ProblemType(500, "The code of an on-demand view cannot be loaded"),
-    "offline-store": ProblemType(500, "The offline tables cannot be read"),
+    "offline-store": ProblemType(500, "The offline store cannot be read or written"),
     "runs-failed": ProblemType(500, "Some runs failed"),
     "missing-dependency": ProblemType(500, "A package is not installed"),
     "service": ProblemType(502, "Another service does not do what is asked of it"),

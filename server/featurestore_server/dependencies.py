@@ -49,7 +49,7 @@ class Received(NamedTuple):
     query: dict[str, list[str]]
     body: bytes
     limits: Limits
-    lock: str = ""
+    lock: str | None = None
 
     def parsed(self) -> Any:
         """Return what a JSON body holds; a ProblemError if it is none."""
@@ -91,7 +91,7 @@ def received(*types: str) -> Callable[[Request], Awaitable[Received]]:
     """Return the dependency that reads a request whose body and answer may have these types."""
 
     async def receive(request: Request) -> Received:
-        lock = request.headers.get(LOCK_HEADER, "")
+        lock = request.headers.get(LOCK_HEADER)
         return Received(*negotiated(request, *types), await request.body(), request.app.state.limits, lock)
 
     return receive

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featurestore.errors import FeatureStoreError
@@ -43,10 +44,12 @@ def headers_of(scope: Scope) -> dict[bytes, bytes]:
 
 
 class Gate:
-    """Lets requests through to an application. `access` gives the keys as they are known."""
+    """Lets requests through to an application. `access` gives the keys as they are known, `routes` are the application's."""
 
-    def __init__(self, app: ASGIApp, access: Callable[[], Awaitable[Access]], limits: Limits, log: RequestLog) -> None:
-        self._app, self._access, self._limits, self._log = app, access, limits, log
+    def __init__(
+        self, app: ASGIApp, access: Callable[[], Awaitable[Access]], limits: Limits, log: RequestLog, routes: Sequence[Route]
+    ) -> None:
+        self._app, self._access, self._limits, self._log, self._routes = app, access, limits, log, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -64,8 +67,14 @@ class Gate:
             metrics.in_flight -= 1
             passage.end()
             if passage.status:
-                series = metrics.series(getattr(scope.get("route"), "path", "other"))
+                series = metrics.series(getattr(scope.get("route") or self._route(scope), "path", "other"))
                 self._log.end(series, scope, passage.status, now() - begun, passage.id, given)
+
+    def _route(self, scope: Scope) -> Route | None:
+        """Return the route of a request that was refused before the application looked for it."""
+        matches = [(route.matches(scope)[0].value, route) for route in self._routes]
+        most, route = max(matches, key=lambda each: each[0])
+        return route if most else None
 
     async def _let(self, passage: _Passage, given: dict[bytes, bytes]) -> None:
         scope = passage.scope

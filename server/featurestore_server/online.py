@@ -144,6 +144,7 @@ class OnlineFeatures:
             return False
         try:
             key = serving.access.admit(given.get(b"authorization"), PATH)
+            self._limits.check_body(len(body))
             sent, type_ = _negotiated(
                 given.get(b"content-type", b""), given.get(b"content-encoding", b""), given.get(b"accept", b"")
             )
@@ -156,7 +157,7 @@ class OnlineFeatures:
             if plan is None or any(len(values) > plan.short_rows for values in asked.entities.values()):
                 return False
             self._limits.check_features(len(plan.lookup.selection.columns))
-            if not _is_given(asked.entities, plan) or given.get(_LOCK, b"").decode("latin-1") not in ("", plan.fingerprint):
+            if not _is_given(asked.entities, plan) or _lock(given) not in (None, plan.fingerprint):
                 return False
             lookup = plan.lookup.request(_read(asked.entities, plan))
         except (ProblemError, FeatureStoreError, ValueError, OverflowError):  # a JSONDecodeError is a ValueError
@@ -193,8 +194,7 @@ class OnlineFeatures:
             query = {name: parameters.getlist(name) for name in parameters}
         if (length := given.get(b"content-length", b"")).isdigit():
             self._limits.check_body(int(length))
-        lock = given.get(_LOCK, b"").decode("latin-1")
-        return Received(*types, query, await self._body(receive), self._limits, lock)
+        return Received(*types, query, await self._body(receive), self._limits, _lock(given))
 
     async def _body(self, receive: Receive) -> bytes:
         message = await receive()
@@ -224,7 +224,7 @@ class OnlineFeatures:
         plan = serving.known(asked.wanted)
         if plan is None:
             plan = await asyncio.to_thread(serving.plan, asked.wanted)
-        if request.lock and request.lock != plan.fingerprint:
+        if request.lock not in (None, plan.fingerprint):
             lock = read_lock(checked_fingerprint(request.lock))
             await asyncio.to_thread(check_lock, plan.lookup.selection, lock, self._store.registry.find_selection)
         self._limits.check_features(len(plan.lookup.selection.columns))
@@ -258,6 +258,12 @@ def _negotiated(content_type: bytes, content_encoding: bytes, accept: bytes) -> 
     headers = {"content-type": content_type.decode("latin-1"), "content-encoding": content_encoding.decode("latin-1")}
     sent = sent_type(headers, (JSON, ARROW))
     return sent, accepted_type(accept.decode("latin-1"), (sent, ARROW if sent == JSON else JSON))
+
+
+def _lock(given: Mapping[bytes, bytes]) -> str | None:
+    """Return the fingerprint of a lock that a request names, as it stands there; none if it names none."""
+    lock = given.get(_LOCK)
+    return None if lock is None else lock.decode("latin-1")
 
 
 def _asked(request: Received) -> _Asked:

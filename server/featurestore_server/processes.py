@@ -24,6 +24,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 from starlette.requests import ClientDisconnect
@@ -31,6 +32,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from featurestore import FeatureStore
+from featurestore.errors import OfflineStoreError
 from featurestore_server.problems import ProblemError
 from featurestore_server.slots import Slots
 from featurestore_server.training_process import FRAME, Origin, Work, run
@@ -174,20 +176,39 @@ async def _disconnected(receive: Receive) -> None:
 
 @asynccontextmanager
 async def _spooled(receive: Receive, temp_folder: Path | None) -> AsyncIterator[Path]:
-    """Receive a body into the file `body` of a new folder, never holding more than a part of it; the folder ends with the block."""
-    folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="featurestore-request-", dir=temp_folder))
+    """Receive a body into the file `body` of a new folder, never holding more than a part of it; the folder ends with the block.
+
+    Raises:
+        OfflineStoreError: it cannot be kept.
+
+    """
+    folder: Path | None = None
     try:
-        with (folder / "body").open("wb", buffering=0) as file:
-            held, is_whole = bytearray(), False
-            while not is_whole:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                held += message.get("body", b"")
-                is_whole = not message.get("more_body")
-                if len(held) >= _WRITTEN_BYTES or is_whole:
-                    await asyncio.to_thread(file.write, bytes(held))
-                    held.clear()
+        try:
+            folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="featurestore-request-", dir=temp_folder))
+            await _keep(receive, folder / "body")
+        except OSError as reason:
+            raise OfflineStoreError(f"cannot keep the body of the request: {reason}") from reason
         yield folder
     finally:
-        asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, folder, ignore_errors=True))
+        if folder is not None:
+            asyncio.get_running_loop().run_in_executor(None, functools.partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+async def _keep(receive: Receive, path: Path) -> None:
+    with path.open("wb") as file:
+        held, is_whole = bytearray(), False
+        while not is_whole:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect
+            held += message.get("body", b"")
+            is_whole = not message.get("more_body")
+            if len(held) >= _WRITTEN_BYTES or is_whole:
+                await asyncio.to_thread(_write, file, bytes(held))
+                held.clear()
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+    file.flush()

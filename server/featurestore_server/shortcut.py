@@ -75,13 +75,12 @@ class _Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse; what is left open is watched."""
+        self._head_bytes += len(data)
         super().data_received(data)
         if self._turn is not None and self._timer is None:
             self._timer = self.loop.call_later(_PATIENCE_SECONDS, self._give_up)
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MOST_HEAD_BYTES:
-                self._refuse("too-large", f"the head of the request is larger than {MOST_HEAD_BYTES} bytes")
+        if self._is_in_head and self._head_bytes > MOST_HEAD_BYTES:
+            self._refuse("too-large", f"the head of the request is larger than {MOST_HEAD_BYTES} bytes")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget what was under way."""
@@ -93,7 +92,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Begin; the scope is made only if somebody wants it."""
-        self._is_in_head, self._head_bytes = True, 0
+        self._is_in_head = True
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -135,6 +134,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Look up what a request asks for, now that it is whole."""
+        self._head_bytes = 0  # of what comes with it, the next head may be a small part
         turn = self._turn
         if turn is None:
             super().on_message_complete()

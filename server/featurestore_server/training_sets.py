@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +14,7 @@ from starlette.responses import Response
 
 from featurestore import FeatureStore
 from featurestore.clock import instant_text, system_clock
-from featurestore.errors import InputError, TrainingSetError
+from featurestore.errors import InputError, NotFoundError, TrainingSetError
 from featurestore.offline.stored_sets import StoredSet
 from featurestore_server.access import current_key, permit
 from featurestore_server.contract import (
@@ -77,34 +79,40 @@ def _identifier(idempotency_key: str | None) -> str:
 @router.get("", summary="Every stored training set")
 def listed(store: Store) -> TrainingSetRecords:
     """List those that the key may read, newest first."""
-    return TrainingSetRecords(training_sets=[_record(each) for each in store.training_sets.all() if _is_permitted(each)])
+    return TrainingSetRecords(training_sets=[_record(each) for each in _permitted(store)])
 
 
-def _stored(store: FeatureStore, set_id: str) -> StoredSet:
-    found = store.training_sets.find(set_id)
-    permit(_features(found))
-    return found
+@contextmanager
+def _stored(store: FeatureStore, set_id: str) -> Iterator[StoredSet]:
+    """Give a set that the key may read; where there is none, no others are named than such."""
+    try:
+        found = store.training_sets.find(set_id)
+        permit(_features(found))
+        yield found
+    except NotFoundError as reason:
+        raise NotFoundError(reason.kind, reason.name, [each.job.id for each in _permitted(store)]) from reason
 
 
 @router.get("/{set_id}", summary="How far a training set is")
 def shown(set_id: str, store: Store) -> TrainingSetRecord:
     """Say what was asked for and what has become of it."""
-    return _record(_stored(store, set_id))
+    with _stored(store, set_id) as stored:
+        return _record(stored)
 
 
 @router.post("/{set_id}/cancel", summary="Cancel a training set")
 def cancelled(set_id: str, store: Store) -> TrainingSetRecord:
     """Cancel one that is not over; the process that computes it ends within a second."""
-    stored = _stored(store, set_id)
-    return _record(store.training_sets.cancel(stored.job.id, now=instant_text(system_clock())))
+    with _stored(store, set_id) as stored:
+        return _record(store.training_sets.cancel(stored.job.id, now=instant_text(system_clock())))
 
 
 @router.delete("/{set_id}", summary="Delete a training set")
 def deleted(set_id: str, store: Store) -> TrainingSetRecord:
     """Delete one with its files; one that is being computed has to be cancelled before."""
-    stored = _stored(store, set_id)
-    store.training_sets.delete(stored.job.id)
-    return _record(stored)
+    with _stored(store, set_id) as stored:
+        store.training_sets.delete(stored.job.id)
+        return _record(stored)
 
 
 @router.get(
@@ -115,10 +123,14 @@ def deleted(set_id: str, store: Store) -> TrainingSetRecord:
 )
 def data(set_id: str, store: Store) -> FileResponse:
     """Send the file of one that is completed."""
-    stored = _stored(store, set_id)
-    if stored.state.state != "completed":
-        raise TrainingSetError(f"training set {stored.job.id!r} is {stored.state.state}, and has no rows", name=stored.job.id)
-    return FileResponse(stored.result, media_type=PARQUET, filename=f"{stored.job.id}.parquet")
+    with _stored(store, set_id) as stored:
+        if stored.state.state != "completed":
+            raise TrainingSetError(f"training set {stored.job.id!r} is {stored.state.state}, and has no rows", name=stored.job.id)
+        return FileResponse(stored.result, media_type=PARQUET, filename=f"{stored.job.id}.parquet")
+
+
+def _permitted(store: FeatureStore) -> list[StoredSet]:
+    return [each for each in store.training_sets.all() if _is_permitted(each)]
 
 
 def _is_permitted(stored: StoredSet) -> bool:

@@ -174,7 +174,8 @@ def _bytes(column: pa.Array) -> list[Any]:
 
 
 def _decoded(column: pa.Array) -> list[Any]:
-    return to_json(column.cast(column.type.value_type))
+    values = to_json(column.dictionary)
+    return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
 
 def _numbers(column: pa.Array) -> list[Any]:
