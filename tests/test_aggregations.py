@@ -236,6 +236,7 @@ def test_a_fault_names_file_view_and_aggregation(fill: Fill, arguments: str, par
         ('"gusts", "sum", ["1d"], where="gust > 1"', "its where: no column 'gust'; did you mean 'gusts'?"),
         ('"gusts", "sum", ["1d"], where="gusts"', "its where is BIGINT, and a condition is BOOLEAN"),
         ('"twice", "sum", ["1d"], sql="gusts, gusts"', "its sql gives 2 values, and one is needed"),
+        ('"none", "last", ["1d"], sql="NULL"', "column 'none' holds nothing but nulls, so its type has to be given"),
     ],
 )
 def test_a_fault_is_said_in_our_words(fill: Fill, arguments: str, message: str) -> None:

@@ -32,7 +32,7 @@ from featurestore.definitions import FeatureView, Field, FileSource, PushSource
 from featurestore.errors import SourceError, known_names
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
-from featurestore.types import SCALARS
+from featurestore.types import NULL, SCALARS
 
 __all__ = [
     "BEGINNING",
@@ -48,7 +48,7 @@ __all__ = [
 
 _MISSING = re.compile(r'Referenced column "(.+?)" not found')
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
-_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
+_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS, NULL}
 _GLOB = set("*?[")
 
 SourceColumns = Mapping[str, tuple[str, ...]]
@@ -103,7 +103,7 @@ def describe(source: FileSource | PushSource, root: Path) -> SourceColumns:
         is_uniform = all(schema.equals(schemas[0]) for schema in schemas)
         alone = [] if is_uniform else [_describe(connection, parquet([file])) for file in files]
     return {
-        name: tuple(dict.fromkeys([type_, *(types[name] for types in alone)]))
+        name: tuple(dict.fromkeys([type_, *(types[name] for types in alone if types[name] != NULL)]))
         for name, type_ in together.items()
         if all(name in types for types in alone)
     }
@@ -179,6 +179,8 @@ def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggrega
     if aggregation.column == ALL:
         return aggregation
     if aggregation.type is None:
+        if sql_type == NULL:
+            raise ValueError(f"column {aggregation.column!r} holds nothing but nulls, so its type has to be given")
         known = next((type_ for type_ in SCALARS if type_.accepts_sql(sql_type)), None)
         if known is None:
             raise ValueError(f"column {aggregation.column!r} is {sql_type}, which no type holds without loss; CAST it in its sql")
@@ -357,7 +359,7 @@ def describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> Sourc
 
 
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:
-    if column is None:
+    if column is None or columns[column] == (NULL,):
         return f"NULL::TIMESTAMPTZ AS {name}"
     if columns[column] == ("TIMESTAMP WITH TIME ZONE",):
         instant = identifier(column)
