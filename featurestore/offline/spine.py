@@ -90,7 +90,8 @@ class Spine:
 
 
 def _hash_into(hashed: Any, table: pa.Table) -> None:
-    # Texts have several layouts in Arrow; which one a spine comes with says nothing of it.
+    # Texts have several layouts in Arrow, dictionaries among them; which one a spine comes with says nothing of it.
+    table = pa.Table.from_arrays([_decoded(column) for column in table.columns], table.schema.names)
     table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
     for first in range(0, len(table), _DIGEST_ROWS):
         part = table.slice(first, _DIGEST_ROWS)
@@ -99,10 +100,29 @@ def _hash_into(hashed: Any, table: pa.Table) -> None:
             hashed.update(batch.serialize())
 
 
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return pa.chunked_array([each.dictionary_decode() for each in column.chunks], column.type.value_type)
+
+
 def _plain(arrow: pa.DataType) -> pa.DataType:
     if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
         return pa.string()
-    return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
+    if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow):
+        return pa.binary()
+    return _without_dictionaries(arrow)
+
+
+def _without_dictionaries(arrow: pa.DataType) -> pa.DataType:
+    # Other texts within lists and structs stay as they are, since the hashes in manifests do.
+    if pa.types.is_dictionary(arrow):
+        return _plain(arrow.value_type)
+    if pa.types.is_list(arrow):
+        return pa.list_(arrow.value_field.with_type(_without_dictionaries(arrow.value_type)))
+    if pa.types.is_struct(arrow):
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in arrow])
+    return arrow
 
 
 def open_spine(
