@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from featurestore.definitions import FileSource
 from featurestore.errors import SourceError
+from featurestore.offline.files import source_files
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import times_of
 from featurestore.testing import oracle
@@ -229,6 +231,24 @@ def test_files_are_read_by_their_names_not_as_patterns(tmp_path: Path) -> None:
     found = answers(ask(view, materialize(view, tmp_path), [(("a",), LAST)]))
 
     assert found == [{"n": 2, "__event_time": at("10:00")}]
+
+
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    """A month that lies on another disk is read as the others are; a link to a folder that is read already adds nothing."""
+    landings = tmp_path / "repo" / "landings"
+    for folder in (landings / "a" / "1", landings / "b", landings / "z", tmp_path / "disk" / "deep", tmp_path / "disk"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "x.parquet").touch()
+    links = {"a/latest": landings / "z", "again": tmp_path / "disk" / "deep", "b/cycle": landings, "more": tmp_path / "disk"}
+    for link, target in links.items():
+        (landings / link).symlink_to(target, target_is_directory=True)
+
+    def found(path: str) -> list[str]:
+        return [str(Path(file).relative_to(landings).parent) for file in source_files(FileSource("s", path=path), landings.parent)]
+
+    assert found("landings") == found("landings/**/*.parquet") == found("**/x.parquet") == ["a/1", "again", "b", "more", "z"]
+    assert found("landings/m*/**/*.parquet") == found("landings/more") == ["more/deep", "more"]
+    assert found("landings/**/deep/*.parquet") == ["more/deep"]
 
 
 WIDENED: list[tuple[ValueType, pa.Array, pa.Array, list[Any] | None]] = [  # the last column: what the type can hold

@@ -30,6 +30,7 @@ from featurestore.aggregations import ALL, Aggregation
 from featurestore.clock import BEGINNING, LAST, duration_micros
 from featurestore.definitions import FeatureView, Field, FileSource, PushSource
 from featurestore.errors import SourceError, known_names
+from featurestore.offline.files import source_files
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
 from featurestore.types import NULL, SCALARS
@@ -41,7 +42,6 @@ __all__ = [
     "describe",
     "expressions",
     "resolved",
-    "source_files",
     "view_faults",
     "view_rows",
 ]
@@ -49,28 +49,12 @@ __all__ = [
 _MISSING = re.compile(r'Referenced column "(.+?)" not found')
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
 _TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS, NULL}
-_GLOB = set("*?[")
 
 SourceColumns = Mapping[str, tuple[str, ...]]
 """The columns of a source and their DuckDB types: the one that holds all files' values, then what single files have instead."""
 
 
 _HIDDEN = ("__file_seq", "__arrival")
-
-
-def source_files(source: FileSource, root: Path) -> list[str]:
-    """Return the Parquet files of a source in reading order; SourceError if there is none."""
-    path = root / source.path
-    if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
-    elif _GLOB & set(source.path):
-        fixed = Path(path.anchor) if Path(source.path).is_absolute() else root  # what lies above the repo is no pattern
-        files = sorted(str(file) for file in fixed.glob(str(path.relative_to(fixed))) if file.is_file())
-    else:
-        files = [str(path)] if path.is_file() else []
-    if not files:
-        raise SourceError(f"source {source.name!r}: no Parquet file at {path}")
-    return files
 
 
 def _row_counts(source: FileSource, root: Path) -> list[int]:
