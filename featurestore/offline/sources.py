@@ -33,7 +33,7 @@ from featurestore.errors import SourceError, known_names
 from featurestore.offline.files import source_files
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
-from featurestore.types import NULL, SCALARS
+from featurestore.types import NULL, SCALARS, Array
 
 __all__ = [
     "BEGINNING",
@@ -163,9 +163,9 @@ def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggrega
     if aggregation.column == ALL:
         return aggregation
     if aggregation.type is None:
-        if sql_type == NULL:
+        if sql_type.removesuffix("[]") == NULL:
             raise ValueError(f"column {aggregation.column!r} holds nothing but nulls, so its type has to be given")
-        known = next((type_ for type_ in SCALARS if type_.accepts_sql(sql_type)), None)
+        known = next((type_ for type_ in (*SCALARS, *map(Array, SCALARS)) if type_.accepts_sql(sql_type)), None)
         if known is None:
             raise ValueError(f"column {aggregation.column!r} is {sql_type}, which no type holds without loss; CAST it in its sql")
         return cast("Aggregation", replace(cast("Any", aggregation), type=known))
