@@ -33,6 +33,9 @@ __all__ = ["Spine", "key_column", "open_spine", "request_column", "spine_batches
 
 _BATCH_ROWS = 122_880
 _DIGEST_ROWS = 65_536
+_FARTHEST = 2**62
+"""What lies beyond it, 146,000 years away, is taken for it, so that delays and the like can be added without wrapping around."""
+
 _SQL = re.compile(r"\s*(?:--.*\s+)*(?:select|with|from|values)[\s(*\"']|\s*\(\s*(?:select|with|from|values)\s", re.IGNORECASE)
 
 Batches = Callable[[Sequence[str] | None], Iterator[pa.RecordBatch]]
@@ -229,7 +232,8 @@ def times_of(column: pa.Array | pa.ChunkedArray, name: str) -> npt.NDArray[np.in
         if column.type.unit == "ns":
             nanoseconds: npt.NDArray[np.int64] = np.asarray(column.cast(pa.int64()))
             return nanoseconds // 1000
-        return np.asarray(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+        microseconds: npt.NDArray[np.int64] = np.asarray(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+        return np.clip(microseconds, -_FARTHEST, _FARTHEST)
     except pa.ArrowInvalid as reason:
         raise SpineError(f"timestamp column {name!r} holds a time that microseconds cannot count: {reason}", name=name) from reason
 
