@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import rebuild_dataclass
 
-from featurestore.aggregations import Aggregation
+from featurestore.aggregations import ALL, Aggregation
 from featurestore.clock import duration_text
 from featurestore.errors import known_names
 from featurestore.fields import (
@@ -29,6 +29,7 @@ from featurestore.fields import (
     Instant,
     Name,
     Tags,
+    check_cases,
     check_distinct,
     definition,
     pairs,
@@ -150,6 +151,8 @@ class FeatureView:
                     raise ValueError(f"{setting} needs an event_time, and source {self.source.name!r} is static")
         self._check_pushed()
         self._check_aggregations(keys)
+        names = [each.stored_name for each in self.aggregations if each.column != ALL or each.where is not None]
+        check_cases([*(key.name for key in self.join_keys), *(field.name for field in self.fields), *names])
         return self
 
     def _check_pushed(self) -> None:

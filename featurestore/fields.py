@@ -15,7 +15,20 @@ from pydantic.dataclasses import dataclass
 from featurestore.clock import duration_text, from_micros, parse_duration, parse_instant
 from featurestore.types import ValueType
 
-__all__ = ["Code", "Column", "Duration", "Field", "Fields", "Function", "Instant", "Name", "Tags", "check_distinct", "definition"]
+__all__ = [
+    "Code",
+    "Column",
+    "Duration",
+    "Field",
+    "Fields",
+    "Function",
+    "Instant",
+    "Name",
+    "Tags",
+    "check_cases",
+    "check_distinct",
+    "definition",
+]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
 
@@ -138,3 +151,12 @@ def check_distinct(what: str, names: Iterable[str]) -> None:
         if name in seen:
             raise ValueError(f"{what} {name!r} is named twice")
         seen.add(name)
+
+
+def check_cases(columns: Iterable[str]) -> None:
+    """Raise ValueError if two names of columns differ in case alone, which neither DuckDB nor a Delta table tells apart."""
+    seen: dict[str, str] = {}
+    for name in columns:
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise ValueError(f"columns {other!r} and {name!r} differ in upper and lower case alone")

@@ -243,13 +243,21 @@ def _array(field: Field, given: Any) -> pa.Array:
         if isinstance(given, np.ma.MaskedArray):
             return pa.array(given.data, mask=np.ma.getmaskarray(given))
         if field.type.item is not None:
-            return pa.array(list(given))
+            return pa.array(list(map(_times, given) if dtype_of(field.type.item).kind == "M" else given))
         if isinstance(given, list):
             return pa.array(given)
         values = np.asarray(given)
         return pa.array(values.astype("M8[s]") if values.dtype in _COARSE else values)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as reason:
         raise _FaultError(f"returned what is no column of {field.type}: {reason}", field.name, is_of_a_row=True) from reason
+
+
+def _times(value: Any) -> Any:
+    """Return the times of one array as Arrow reads them within a list, where it takes neither days nor coarser units of numpy."""
+    times = np.asarray(value)
+    if times.dtype == "M8[D]":
+        return times.tolist()
+    return times.astype("M8[s]") if times.dtype in _COARSE else value
 
 
 def _shown(given: Any, array: pa.Array) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
-from featurestore.fields import Column, Duration, Fields, GivenFields, Name, Tags, check_distinct, definition
+from featurestore.fields import Column, Duration, Fields, GivenFields, Name, Tags, check_cases, check_distinct, definition
 from featurestore.types import Timestamp, ValueType
 
 __all__ = ["FileSource", "PushSource", "RequestSource"]
@@ -104,12 +104,10 @@ class PushSource:
         for field in self.fields:
             if field.name in (self.event_time, self.created_time) and field.type != Timestamp:
                 raise ValueError(f"column {field.name!r} is a time of the rows, so it is a Timestamp, not a {field.type}")
-        lowered = [name.lower() for name in self.columns]
         for name in self.columns:
             if name.startswith("__"):
                 raise ValueError(f"column {name!r} begins with '__', as the library's own do")
-            if lowered.count(name.lower()) > 1:
-                raise ValueError(f"two columns differ from {name!r} in upper and lower case alone")
+        check_cases(self.columns)
         return self
 
     @property

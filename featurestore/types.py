@@ -33,6 +33,9 @@ from featurestore.errors import InputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+NULL = '"NULL"'
+"""The DuckDB type of a column that was written without any value."""
+
 _ARRAY = re.compile(r"(.+)\[\d*\]", re.DOTALL)
 
 __all__ = [
@@ -95,7 +98,9 @@ class ValueType:
         }[self.name]
 
     def accepts_sql(self, sql_type: str) -> bool:
-        """Whether a source column of this DuckDB type holds only values of this type."""
+        """Whether a source column of this DuckDB type holds only values of this type; one of nulls alone does."""
+        if sql_type == NULL:
+            return True
         if self.item is None:
             is_enum = sql_type.startswith("ENUM(") and sql_type.endswith(")")
             return sql_type in self.accepts or (is_enum and "VARCHAR" in self.accepts)

@@ -119,6 +119,16 @@ REFUSED: list[tuple[str, Make, str]] = [
     ("feature twice", lambda: view(over("sum"), over("sum")), "feature 'delay_sum_1d' is named twice"),
     ("join key", lambda: view(over("count", "tail")), "aggregation 'tail_count': 'tail' is a join key, the same in all rows"),
     (
+        "columns in two cases",
+        lambda: view(over("sum"), over("mean", "Delay")),
+        "columns 'delay' and 'Delay' differ in upper and lower case alone",
+    ),
+    (
+        "a condition named as a key in other case",
+        lambda: view(over("sum", where="delay > 0", name="Tail")),
+        "columns 'tail' and 'Tail' differ in upper and lower case alone",
+    ),
+    (
         "two columns of one name",
         lambda: view(over("sum"), over("mean", sql="delay / 60")),
         "aggregation 'delay_mean': 'delay' stands for two different columns; give one another column name",
@@ -200,11 +210,12 @@ def declared(arguments: str) -> str:
 
 def test_types_come_from_the_source(fill: Fill) -> None:
     """A column's type need not be declared: that of the source, or of the expression, stands in its place."""
-    text = declared('"gusts", "sum", ["1d"]), Aggregation("warm", "last", ["1d"], sql="temperature > 20"')
+    more = 'Aggregation("warm", "last", ["1d"], sql="temperature > 20"), Aggregation("both", "last", ["1d"], sql="[gusts, 1]"'
+    text = declared(f'"gusts", "sum", ["1d"]), {more}')
 
     [loaded] = [each for each in load_repo(fill(views=text)) if isinstance(each, FeatureView)]
 
-    assert loaded.features == (Field("gusts_sum_1d", Int64), Field("warm_last_1d", Bool))
+    assert loaded.features == (Field("gusts_sum_1d", Int64), Field("warm_last_1d", Bool), Field("both_last_1d", Array(Int64)))
 
 
 FAULTY = [
@@ -236,6 +247,13 @@ def test_a_fault_names_file_view_and_aggregation(fill: Fill, arguments: str, par
         ('"gusts", "sum", ["1d"], where="gust > 1"', "its where: no column 'gust'; did you mean 'gusts'?"),
         ('"gusts", "sum", ["1d"], where="gusts"', "its where is BIGINT, and a condition is BOOLEAN"),
         ('"twice", "sum", ["1d"], sql="gusts, gusts"', "its sql gives 2 values, and one is needed"),
+        ('"none", "last", ["1d"], sql="NULL"', "column 'none' holds nothing but nulls, so its type has to be given"),
+        ('"none", "last", ["1d"], sql="[NULL]"', "column 'none' holds nothing but nulls, so its type has to be given"),
+        ('"both", "max", ["1d"], sql="[gusts, 1]"', "max cannot take arrays, and column 'both' is Array(Int64)"),
+        (
+            '"both", "last", ["1d"], sql="[[gusts]]"',
+            "column 'both' is BIGINT[][], which no type holds without loss; CAST it in its sql",
+        ),
     ],
 )
 def test_a_fault_is_said_in_our_words(fill: Fill, arguments: str, message: str) -> None:

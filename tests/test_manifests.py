@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from featurestore import FeatureStore
@@ -23,6 +24,34 @@ def test_a_set_is_made_again_from_any_form_of_its_spine(store: FeatureStore, tmp
     store.get_historical_features(ASKED, SERVICE).to_parquet(path)
 
     assert features(store, KINDS[kind](ASKED, tmp_path), as_of_manifest=path) == ANSWER
+
+
+def categories(*values: str | None, order: str = "ABC") -> pa.Array:
+    """Return texts as a dictionary with its entries in an order."""
+    return pa.DictionaryArray.from_arrays([None if value is None else order.index(value) for value in values], list(order))
+
+
+def nested(column: pa.Array) -> list[pa.Array]:
+    """Return a column in lists and in structs."""
+    return [pa.ListArray.from_arrays(range(len(column) + 1), column), pa.StructArray.from_arrays([column], ["x"])]
+
+
+def test_a_spine_with_dictionaries_is_told_by_its_values(store: FeatureStore, tmp_path: Path) -> None:
+    """The order of categories is no part of a spine, nor is it whether its texts are categories; the values are."""
+    path = tmp_path / "set.parquet"
+    made, reordered, plain = categories("A", "B", None), categories("A", "B", None, order="CBA"), pa.array(["A", "B", None])
+    other = pa.DictionaryArray.from_arrays(made.indices, ["B", "A", "C"])
+
+    for made_of, same, different in [
+        (made, [reordered, plain, plain.cast(pa.large_string())], other),
+        *((one, [two, three], four) for one, two, three, four in zip(*map(nested, (made, reordered, plain, other)), strict=True)),
+    ]:
+        spine = ASKED.slice(0, 3)
+        store.get_historical_features(spine.append_column("note", made_of), SERVICE).to_parquet(path)
+        for column in same:
+            assert features(store, spine.append_column("note", column), as_of_manifest=path) == ANSWER[:3]
+        with pytest.raises(InputError, match="their hashes differ"):
+            store.get_historical_features(spine.append_column("note", different), SERVICE, as_of_manifest=path)
 
 
 def test_what_is_not_the_manifests_is_refused(store: FeatureStore, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ VALUES: dict[str, tuple[ValueType, list[Any], str]] = {
         "datetime64[us]",
     ),
     "vector": (Array(Float32), [[0.5, -1.0], []], "object"),
+    "days": (Array(Date), [[dt.date(1, 1, 1), dt.date(2013, 6, 1)], []], "object"),
+    "moments": (Array(Timestamp), [[dt.datetime(2013, 5, 1, 10, 30, 0, 123456, dt.UTC)], []], "object"),
     "words": (Array(String), [["a", "ä"], [""]], "object"),
 }
 
@@ -105,8 +107,8 @@ def test_t09_plain_values_and_arrow_columns_are_one(name: str) -> None:
     type_, values, _ = VALUES[name]
     made = evaluation(lambda inputs: {"y": inputs["x"]}, {"x": type_}, {"y": type_})
     column = pa.array([values[0], None, values[1]], type_.arrow)
-    stored = {"Date": pa.int32(), "Timestamp": pa.int64()}.get(type_.name, type_.arrow)
-    plain = column.cast(stored).to_pylist()
+    stored = {"Date": pa.int32(), "Timestamp": pa.int64()}.get((type_.item or type_).name)
+    plain = column.cast(type_.arrow if stored is None else pa.list_(stored) if type_.item else stored).to_pylist()
 
     assert made.as_plain(made.evaluated({"x": plain}, 3)) == {"v__y": plain}
     assert made.as_plain(made.evaluated({"x": column}, 3)) == {"v__y": plain}
@@ -170,6 +172,13 @@ WORDS = pa.array(["a", "b", "c"])
         (np.array(["2013-06-01T12"] * 3, "M8[s]"), Timestamp, [dt.datetime(2013, 6, 1, 12, tzinfo=dt.UTC)] * 3),
         (np.array([[1, 2], [3, 4], [5, 6]]), Array(Float32), [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]),
         ([np.array([1]), [], None], Array(Int64), [[1], [], None]),
+        (
+            np.array([["2013-06-01"], ["2013-06-02"], ["NaT"]], "M8[D]"),
+            Array(Date),
+            [[dt.date(2013, 6, 1)], [dt.date(2013, 6, 2)], None],
+        ),
+        ([[np.datetime64("2013-06-01")], [dt.date(2013, 6, 1)], None], Array(Date), [[dt.date(2013, 6, 1)]] * 2 + [None]),
+        (np.array([["2013-06-01T12"]] * 3, "M8[h]"), Array(Timestamp), [[dt.datetime(2013, 6, 1, 12, tzinfo=dt.UTC)]] * 3),
         (pa.chunked_array([["a"], ["b", None]]), String, ["a", "b", None]),
         (WORDS.dictionary_encode(), String, ["a", "b", "c"]),
         (pa.nulls(3), Timestamp, [None] * 3),
@@ -188,6 +197,7 @@ def test_t09_what_is_returned_is_brought_to_the_declared_type(given: Any, type_:
         (np.array([True, False, True]), Float64, "feature 'y': returned an array of bool; the view declares Float64"),
         (["a", "b", "c"], Float64, "feature 'y': returned a column of string; the view declares Float64"),
         (np.array(["2013-06-01T12"] * 3, "M8[h]"), Date, "the view declares Date"),
+        (np.array([["2013-06-01T12"]] * 3, "M8[h]"), Array(Date), "the view declares Array(Date)"),
         (np.array([1.0, 2.0]), Float64, "feature 'y': returned 2 values for 3 rows"),
         (pa.array([1.0] * 4), Float64, "feature 'y': returned 4 values for 3 rows"),
         (2.0, Float64, "feature 'y': returned a single float; a column with a value for each row is needed"),

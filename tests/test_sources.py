@@ -12,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from featurestore.definitions import FileSource
 from featurestore.errors import SourceError
+from featurestore.offline.files import source_files
 from featurestore.offline.sources import BEGINNING
 from featurestore.offline.spine import times_of
 from featurestore.testing import oracle
-from featurestore.types import Bool, Date, Float32, Float64, Int64, String, Timestamp, ValueType
+from featurestore.types import Array, Bool, Date, Float32, Float64, Int64, String, Timestamp, ValueType
 from tests.histories import (
     DAY,
     FIRST,
@@ -231,6 +233,24 @@ def test_files_are_read_by_their_names_not_as_patterns(tmp_path: Path) -> None:
     assert found == [{"n": 2, "__event_time": at("10:00")}]
 
 
+def test_links_to_folders_are_followed_and_each_folder_is_read_once(tmp_path: Path) -> None:
+    """A month that lies on another disk is read as the others are; a link to a folder that is read already adds nothing."""
+    landings = tmp_path / "repo" / "landings"
+    for folder in (landings / "a" / "1", landings / "b", landings / "z", tmp_path / "disk" / "deep", tmp_path / "disk"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "x.parquet").touch()
+    links = {"a/latest": landings / "z", "again": tmp_path / "disk" / "deep", "b/cycle": landings, "more": tmp_path / "disk"}
+    for link, target in links.items():
+        (landings / link).symlink_to(target, target_is_directory=True)
+
+    def found(path: str) -> list[str]:
+        return [str(Path(file).relative_to(landings).parent) for file in source_files(FileSource("s", path=path), landings.parent)]
+
+    assert found("landings") == found("landings/**/*.parquet") == found("**/x.parquet") == ["a/1", "again", "b", "more", "z"]
+    assert found("landings/m*/**/*.parquet") == found("landings/more") == ["more/deep", "more"]
+    assert found("landings/**/deep/*.parquet") == ["more/deep"]
+
+
 WIDENED: list[tuple[ValueType, pa.Array, pa.Array, list[Any] | None]] = [  # the last column: what the type can hold
     (Int64, pa.array([7], pa.int32()), pa.array([2**40], pa.int64()), [7, 2**40]),
     (Int64, pa.array([7], pa.int64()), pa.array([7.6], pa.float64()), None),
@@ -247,6 +267,15 @@ WIDENED: list[tuple[ValueType, pa.Array, pa.Array, list[Any] | None]] = [  # the
 ]
 
 
+def write_column(root: Path, *columns: pa.Array) -> None:
+    """Write a file for each, with one row of a key of its own that holds the column's value."""
+    (root / "landings").mkdir()
+    for number, column in enumerate(columns):
+        times = pa.array([NOON], UTC_TIME)
+        rows = pa.table({"tail": [f"a{number}"], "landed": times, "written": times, "x": column})
+        pq.write_table(rows, root / "landings" / f"{number:02}.parquet")
+
+
 @pytest.mark.parametrize(
     ("type_", "first", "second", "exact"),
     WIDENED,
@@ -257,11 +286,7 @@ def test_a_file_of_a_wider_type_is_not_cut_to_that_of_the_first(
 ) -> None:
     """Where the files of a source differ in a column's type its values are exact, or the source is refused."""
     view = define({"tail": String}, {"x": type_}, batch_source())
-    (tmp_path / "landings").mkdir()
-    for number, column in enumerate((first, second)):
-        times = pa.array([NOON], UTC_TIME)
-        rows = pa.table({"tail": [f"a{number}"], "landed": times, "written": times, "x": column})
-        pq.write_table(rows, tmp_path / "landings" / f"{number:02}.parquet")
+    write_column(tmp_path, first, second)
 
     try:
         snapshot = materialize(view, tmp_path)
@@ -284,6 +309,45 @@ def test_a_file_with_finer_times_is_not_cut_to_those_of_the_first(tmp_path: Path
         return
     found = answers(ask(view, snapshot, [(("a",), oracle.instant(NOON) - 1), (("a",), oracle.instant(NOON))]))
     assert [row and row["n"] for row in found] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("type_", "first", "second"),
+    [
+        (Int64, pa.nulls(1), pa.array([2**40])),
+        (String, pa.array(["x"]), pa.nulls(1)),
+        (Date, pa.nulls(1), pa.array([NOON.date()])),
+        (Array(String), pa.array([["x"]]), pa.array([[None]], pa.list_(pa.null()))),
+        (Array(Int64), pa.nulls(1), pa.array([[1]])),
+        (Float64, pa.nulls(1), pa.nulls(1)),
+    ],
+    ids=str,
+)
+def test_a_file_without_any_value_of_a_column_is_read(tmp_path: Path, type_: ValueType, first: pa.Array, second: pa.Array) -> None:
+    """A column that a writer saw no value of, and so gave no type, holds nulls of any type."""
+    view = define({"tail": String}, {"x": type_}, batch_source())
+    write_column(tmp_path, first, second)
+
+    found = ask(view, materialize(view, tmp_path), [(("a0",), LAST), (("a1",), LAST)])
+
+    assert found.features["x"].to_pylist() == [*first.to_pylist(), *second.to_pylist()]
+
+
+@pytest.mark.parametrize("kinds", [(pa.null(), UTC_TIME), (UTC_TIME, pa.null()), (pa.null(), pa.null())], ids=str)
+@pytest.mark.parametrize("role", ["landed", "written"])
+def test_a_time_column_without_any_value_is_one_of_nulls(tmp_path: Path, role: str, kinds: Sequence[pa.DataType]) -> None:
+    """A file that was written without a time in any row holds nulls: rows without an event time are none, created time is free."""
+    view = delays(batch_source())
+    (tmp_path / "landings").mkdir()
+    for number, kind in enumerate(kinds):
+        times = {"landed": pa.array([NOON], UTC_TIME), "written": pa.array([NOON], UTC_TIME)}
+        times[role] = pa.nulls(1) if pa.types.is_null(kind) else times[role]
+        pq.write_table(pa.table({"tail": [f"a{number}"], **times, "n": [number]}), tmp_path / "landings" / f"{number}.parquet")
+
+    found = answers(ask(view, materialize(view, tmp_path), [(("a0",), LAST), (("a1",), LAST)]))
+
+    has_row = [role == "written" or not pa.types.is_null(kind) for kind in kinds]
+    assert [row and row["n"] for row in found] == [number if there else None for number, there in enumerate(has_row)]
 
 
 # --- static tables and SQL -------------------------------------------------------------------------------------------

@@ -245,6 +245,33 @@ def test_a_static_view_is_complete_for_ever_after_its_first_run(several: Feature
     assert several.get_historical_features(asked, ["static:count"]).to_dict()["static__count"] == [3, 3, None]
 
 
+FAR = """
+old = FileSource("old", path="old.parquet", event_time="at", delay="10m")
+plain = FeatureView("plain", entities=[airport], source=old, online=False, fields={"n": Int64})
+short = FeatureView("short", entities=[airport], source=old, ttl="1d", online=False, fields={"n": Int64})
+counted = FeatureView("counted", entities=[airport], source=old, online=False, aggregations=[Aggregation("*", "count", ["1d"])])
+"""
+
+
+@pytest.mark.parametrize("event", [-HOUR, HOUR], ids=["before 1970", "after 1970"])  # numbers wrap around to either side
+def test_at_the_ends_of_time_all_is_far_away(weather_repo: Repo, event: int) -> None:
+    """At the first instants that a spine can hold nothing is visible; at the last ones all is, long expired."""
+    weather_repo.define(SEVERAL + FAR)
+    weather_repo.write("runways.parquet", {"origin": ["EWR"], "count": [3]})
+    weather_repo.write("old.parquet", {"origin": ["EWR"], "at": pa.array([at(event)], TIME), "n": [1]})
+    store = weather_repo.open()
+    store.apply()
+    store.materialize()
+    asked = spine(*(("EWR", instant) for instant in (-(2**63), -(2**63) + 1, -(2**62), 2**62, 2**63 - 1)))
+
+    found = store.get_historical_features(asked, ["plain:n", "short:n", "counted:count_1d"], incomplete="stale").to_arrow()
+
+    assert found["event_timestamp"].equals(asked["event_timestamp"])
+    assert found["plain__n"].to_pylist() == [None, None, None, 1, 1]
+    assert found["short__n"].to_pylist() == [None] * 5
+    assert found["counted__count_1d"].to_pylist() == [None, None, None, 0, 0]
+
+
 def test_an_alias_looks_up_by_its_own_column(several: FeatureStore) -> None:
     """One view in two roles gives two columns, each by its key column; a null key gives null."""
     asked = spine(("EWR", NOON), ("JFK", NOON), (None, NOON)).append_column("destination", pa.array(["JFK", "EWR", "EWR"]))

@@ -138,6 +138,8 @@ SQL_TYPES: dict[str, set[ValueType]] = {
     "TIMESTAMP WITH TIME ZONE[]": {Array(Timestamp)},
     "INTEGER[][]": set(),
     "STRUCT(a INTEGER)[]": set(),
+    '"NULL"': set(EACH),
+    '"NULL"[]': {type_ for type_ in EACH if type_.item is not None},
 }
 
 

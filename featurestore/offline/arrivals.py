@@ -14,8 +14,8 @@ from pathlib import Path
 
 from featurestore.definitions import FeatureView, FileSource, PushSource
 from featurestore.errors import OfflineStoreError, SourceError
+from featurestore.offline.files import source_files
 from featurestore.offline.session import identifier, parquet, session
-from featurestore.offline.sources import source_files
 from featurestore.offline.tables import DataFile, Snapshot
 
 __all__ = ["LEVELS", "Arrivals", "arrivals", "source_stamp"]

@@ -30,9 +30,10 @@ from featurestore.aggregations import ALL, Aggregation
 from featurestore.clock import BEGINNING, LAST, duration_micros
 from featurestore.definitions import FeatureView, Field, FileSource, PushSource
 from featurestore.errors import SourceError, known_names
+from featurestore.offline.files import source_files
 from featurestore.offline.session import identifier, parquet, session
 from featurestore.offline.view_sql import faults_in, with_column
-from featurestore.types import SCALARS
+from featurestore.types import NULL, SCALARS, Array
 
 __all__ = [
     "BEGINNING",
@@ -41,36 +42,19 @@ __all__ = [
     "describe",
     "expressions",
     "resolved",
-    "source_files",
     "view_faults",
     "view_rows",
 ]
 
 _MISSING = re.compile(r'Referenced column "(.+?)" not found')
 _NANOSECONDS = ("TIMESTAMP_NS", "TIMESTAMPTZ_NS")
-_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS}
-_GLOB = set("*?[")
+_TIME_TYPES = {"DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP WITH TIME ZONE", *_NANOSECONDS, NULL}
 
 SourceColumns = Mapping[str, tuple[str, ...]]
 """The columns of a source and their DuckDB types: the one that holds all files' values, then what single files have instead."""
 
 
 _HIDDEN = ("__file_seq", "__arrival")
-
-
-def source_files(source: FileSource, root: Path) -> list[str]:
-    """Return the Parquet files of a source in reading order; SourceError if there is none."""
-    path = root / source.path
-    if path.is_dir():
-        files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
-    elif _GLOB & set(source.path):
-        fixed = Path(path.anchor) if Path(source.path).is_absolute() else root  # what lies above the repo is no pattern
-        files = sorted(str(file) for file in fixed.glob(str(path.relative_to(fixed))) if file.is_file())
-    else:
-        files = [str(path)] if path.is_file() else []
-    if not files:
-        raise SourceError(f"source {source.name!r}: no Parquet file at {path}")
-    return files
 
 
 def _row_counts(source: FileSource, root: Path) -> list[int]:
@@ -103,7 +87,7 @@ def describe(source: FileSource | PushSource, root: Path) -> SourceColumns:
         is_uniform = all(schema.equals(schemas[0]) for schema in schemas)
         alone = [] if is_uniform else [_describe(connection, parquet([file])) for file in files]
     return {
-        name: tuple(dict.fromkeys([type_, *(types[name] for types in alone)]))
+        name: tuple(dict.fromkeys([type_, *(types[name] for types in alone if types[name] != NULL)]))
         for name, type_ in together.items()
         if all(name in types for types in alone)
     }
@@ -179,7 +163,9 @@ def _resolved(aggregation: Aggregation, view: FeatureView, rows: str) -> Aggrega
     if aggregation.column == ALL:
         return aggregation
     if aggregation.type is None:
-        known = next((type_ for type_ in SCALARS if type_.accepts_sql(sql_type)), None)
+        if sql_type.removesuffix("[]") == NULL:
+            raise ValueError(f"column {aggregation.column!r} holds nothing but nulls, so its type has to be given")
+        known = next((type_ for type_ in (*SCALARS, *map(Array, SCALARS)) if type_.accepts_sql(sql_type)), None)
         if known is None:
             raise ValueError(f"column {aggregation.column!r} is {sql_type}, which no type holds without loss; CAST it in its sql")
         return cast("Aggregation", replace(cast("Any", aggregation), type=known))
@@ -357,7 +343,7 @@ def describe_sql(view: FeatureView, root: Path, columns: SourceColumns) -> Sourc
 
 
 def _time(column: str | None, columns: SourceColumns, name: str) -> str:
-    if column is None:
+    if column is None or columns[column] == (NULL,):
         return f"NULL::TIMESTAMPTZ AS {name}"
     if columns[column] == ("TIMESTAMP WITH TIME ZONE",):
         instant = identifier(column)

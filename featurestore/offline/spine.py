@@ -33,6 +33,9 @@ __all__ = ["Spine", "key_column", "open_spine", "request_column", "spine_batches
 
 _BATCH_ROWS = 122_880
 _DIGEST_ROWS = 65_536
+_FARTHEST = 2**62
+"""What lies beyond it, 146,000 years away, is taken for it, so that delays and the like can be added without wrapping around."""
+
 _SQL = re.compile(r"\s*(?:--.*\s+)*(?:select|with|from|values)[\s(*\"']|\s*\(\s*(?:select|with|from|values)\s", re.IGNORECASE)
 
 Batches = Callable[[Sequence[str] | None], Iterator[pa.RecordBatch]]
@@ -90,7 +93,8 @@ class Spine:
 
 
 def _hash_into(hashed: Any, table: pa.Table) -> None:
-    # Texts have several layouts in Arrow; which one a spine comes with says nothing of it.
+    # Texts have several layouts in Arrow, dictionaries among them; which one a spine comes with says nothing of it.
+    table = pa.Table.from_arrays([_decoded(column) for column in table.columns], table.schema.names)
     table = table.cast(pa.schema([field.with_type(_plain(field.type)) for field in table.schema]))
     for first in range(0, len(table), _DIGEST_ROWS):
         part = table.slice(first, _DIGEST_ROWS)
@@ -99,10 +103,29 @@ def _hash_into(hashed: Any, table: pa.Table) -> None:
             hashed.update(batch.serialize())
 
 
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not pa.types.is_dictionary(column.type):
+        return column
+    return pa.chunked_array([each.dictionary_decode() for each in column.chunks], column.type.value_type)
+
+
 def _plain(arrow: pa.DataType) -> pa.DataType:
     if pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow):
         return pa.string()
-    return pa.binary() if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow) else arrow
+    if pa.types.is_large_binary(arrow) or pa.types.is_binary_view(arrow):
+        return pa.binary()
+    return _without_dictionaries(arrow)
+
+
+def _without_dictionaries(arrow: pa.DataType) -> pa.DataType:
+    # Other texts within lists and structs stay as they are, since the hashes in manifests do.
+    if pa.types.is_dictionary(arrow):
+        return _plain(arrow.value_type)
+    if pa.types.is_list(arrow):
+        return pa.list_(arrow.value_field.with_type(_without_dictionaries(arrow.value_type)))
+    if pa.types.is_struct(arrow):
+        return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in arrow])
+    return arrow
 
 
 def open_spine(
@@ -209,7 +232,8 @@ def times_of(column: pa.Array | pa.ChunkedArray, name: str) -> npt.NDArray[np.in
         if column.type.unit == "ns":
             nanoseconds: npt.NDArray[np.int64] = np.asarray(column.cast(pa.int64()))
             return nanoseconds // 1000
-        return np.asarray(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+        microseconds: npt.NDArray[np.int64] = np.asarray(column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64()))
+        return np.clip(microseconds, -_FARTHEST, _FARTHEST)
     except pa.ArrowInvalid as reason:
         raise SpineError(f"timestamp column {name!r} holds a time that microseconds cannot count: {reason}", name=name) from reason
 

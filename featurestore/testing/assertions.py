@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from featurestore.clock import instant_text
 from featurestore.definitions import FeatureView, FileSource
 from featurestore.errors import InputError
+from featurestore.offline.files import source_files
 from featurestore.offline.session import identifier
-from featurestore.offline.sources import expressions, source_files
+from featurestore.offline.sources import expressions
 from featurestore.on_demand import Evaluation
 from featurestore.registry.selection import Lookup, Selection
 from featurestore.store import Features, FeatureStore
