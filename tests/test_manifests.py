@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.errors import InputError
+from featurestore.errors import InputError, SpineError
 from tests.conftest import Repo
 from tests.spines import ANSWER, ASKED, GUSTS, KINDS, SERVICE, features, offline_weather
 
@@ -65,3 +66,19 @@ def test_what_is_not_the_manifests_is_refused(store: FeatureStore, tmp_path: Pat
         store.get_historical_features(ASKED, [GUSTS.replace("__", ":")], as_of_manifest=path)
     with pytest.raises(InputError, match=r"no manifest at .*none\.parquet\.manifest\.json; `to_parquet` writes it"):
         store.get_historical_features(ASKED, SERVICE, as_of_manifest=tmp_path / "none.parquet")
+
+
+def test_a_training_set_does_not_replace_its_spine(store: FeatureStore, tmp_path: Path) -> None:
+    """The file that a spine is read from stays as it is; where SQL has read it, the manifest is of what it was."""
+    path = tmp_path / "spine.parquet"
+    pq.write_table(ASKED, path)
+    before = path.read_bytes()
+    for name in (path, str(path), tmp_path / ".." / tmp_path.name / path.name):
+        with pytest.raises(SpineError, match="is the spine; write the training set to another file"):
+            store.get_historical_features(path, SERVICE).to_parquet(name)
+    assert path.read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+    store.get_historical_features(f"SELECT * FROM '{path}'", SERVICE).to_parquet(path)
+    again = store.get_historical_features(ASKED, SERVICE, as_of_manifest=path)
+    assert again.to_arrow().to_pydict() == pq.read_table(path).to_pydict()

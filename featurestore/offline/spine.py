@@ -48,6 +48,8 @@ class Spine:
     schema: pa.Schema
     timestamp_column: str
     read: Batches
+    path: Path | None = None
+    """The file that it is read from, if it is one."""
 
     def chunks(self, rows: int) -> Iterator[pa.Table]:
         """Give the rows in order, in tables of about so many."""
@@ -138,7 +140,7 @@ def open_spine(
 
     """
     schema, read = spine_batches(source)
-    spine = Spine(schema, timestamp_column, read)
+    spine = Spine(schema, timestamp_column, read, Path(source) if _is_path(source) else None)
     twice = {name for name in schema.names if schema.names.count(name) > 1}
     if twice:
         raise SpineError(f"the spine has more than one column {min(twice)!r}", name=min(twice))
@@ -155,9 +157,13 @@ def open_spine(
     return spine
 
 
+def _is_path(source: Any) -> bool:
+    return isinstance(source, Path) or (isinstance(source, str) and not _SQL.match(source))
+
+
 def spine_batches(source: Any) -> tuple[pa.Schema, Batches]:
     """Return the schema of a spine, of any kind, and what reads it; SpineError if it is none."""
-    if isinstance(source, Path) or (isinstance(source, str) and not _SQL.match(source)):
+    if _is_path(source):
         return _parquet(Path(source))
     if isinstance(source, str):
         with session(SpineError, "the spine's SQL") as connection:

@@ -8,7 +8,7 @@ an error unless `incomplete` says what to do with them. The rule itself is in `p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -133,12 +133,20 @@ class TrainingSet:
         """Write the result to a Parquet file, which appears when it is complete; returns the number of rows.
 
         `<path>.manifest.json` beside it says what it was made of (`manifests.py`): `as_of_manifest` makes it again.
+
+        Raises:
+            SpineError: it is the spine's own file, which stays.
+
         """
-        rows = write_parquet(path, self.schema, self.to_batches())
-        write_manifest(self._manifest(Path(path), rows), self.origin.offline_folder)
+        target = Path(path)
+        if self.spine.path is not None and target.exists() and target.samefile(self.spine.path):
+            raise SpineError(f"{target} is the spine; write the training set to another file", name=str(target))
+        manifest = self._manifest(target)  # before the file is there, which SQL may have read the spine from
+        rows = write_parquet(target, self.schema, self.to_batches())
+        write_manifest(replace(manifest, rows=rows), self.origin.offline_folder)
         return rows
 
-    def _manifest(self, target: Path, rows: int) -> Manifest:
+    def _manifest(self, target: Path) -> Manifest:
         lookups = tuple(
             LookupRecord(
                 lookup.name, lookup.version.view.name, lookup.version.uid, self.snapshots[lookup.version.uid].version,
@@ -158,7 +166,7 @@ class TrainingSet:
             timestamp_column=self.spine.timestamp_column,
             incomplete=self.incomplete,
             spine=self.spine.digest(),
-            rows=rows,
+            rows=0,
             on_demand=tuple(dict(each.spec) for each in self.selection.computed),
             availability=self.availability,
         )
