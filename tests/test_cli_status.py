@@ -24,7 +24,7 @@ def test_status_shows_how_far_each_view_is(ask: Run, plant: Path) -> None:
         f"machine_health        1  3              42.0  {memory} B\n"
     )
     [view] = record["views"]
-    assert record["online"] == {"url": "embedded", "is_running": True}
+    assert record["online"] == {"url": "embedded", "is_running": True, "error": None}
     assert (view["view"], view["version"], view["state"], view["online"]) == ("machine_health", 1, "serving", "loaded")
     assert (view["watermark"], view["behind_seconds"], view["is_overdue"]) == ("2024-01-03T00:00:00Z", 0, False)
     assert view["offline"] == {"rows": 126, "files": 1, "error": None}
@@ -65,6 +65,17 @@ def test_status_shows_lag_failures_and_old_versions(run: Run, fresh: Path, monke
     assert (kept["version"], kept["state"], kept["is_rollback"], kept["needs"]) == (1, "replaced", True, ["its online load"])
     assert "machine_health v1: to serve again, it waits for its online load" in result
     assert [(each["version"], each["state"]) for each in versions] == [(1, "replaced"), (2, "serving")]
+
+
+def test_status_without_the_online_store(run: Run, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it does not answer is said in the place of its rows; the command succeeds."""
+    monkeypatch.setenv("FEATURESTORE_ONLINE__URL", "redis://127.0.0.1:1")
+    found = run("status", repo=copied)
+    record = run("status", "--json", repo=copied).json()
+
+    assert (found.code, record["views"][0]["online_rows"]) == (0, None)
+    assert "no online rows: the online store redis://127.0.0.1:1 does not answer" in found.out
+    assert record["online"]["error"].startswith("the online store redis://127.0.0.1:1 does not answer")
 
 
 def test_status_survives_a_broken_table(run: Run, copied: Path) -> None:

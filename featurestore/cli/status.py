@@ -67,18 +67,19 @@ def _repo_record(store: FeatureStore) -> dict[str, Any]:
         "now": instant_text(store.clock()),
         "registry": redacted(settings.registry.url),
         "offline": str(settings.offline_folder),
-        "online": {"url": redacted(settings.online.url), "is_running": is_running},
+        "online": {"url": redacted(settings.online.url), "is_running": is_running, "error": None},
     }
 
 
-def _usage(store: FeatureStore, versions: Sequence[Version], online: Mapping[str, Any]) -> dict[str, Usage]:
-    """Return what is in the online store; nothing where it does not answer, and an embedded server is not started for it."""
+def _usage(store: FeatureStore, versions: Sequence[Version], online: dict[str, Any]) -> dict[str, Usage]:
+    """Return what is in the online store; if it does not answer, nothing, and `online` says why. An embedded one is not started."""
     loaded = [version for version in versions if version.loaded is not None]
     if not loaded or online["is_running"] is False:
         return {}
     try:
         return store.usage(loaded)
-    except FeatureStoreError:  # the columns of offline tables and runs are worth showing without
+    except FeatureStoreError as error:  # the columns of offline tables and runs are worth showing without
+        online["error"] = str(error)
         return {}
 
 
@@ -177,6 +178,8 @@ def _parts(call: Invocation, record: Mapping[str, Any]) -> Iterator[RenderableTy
     headers = ["view", "version", "state", "watermark", "behind", "rows", "files", "online", "last run"]
     yield from fitted(headers, list(map(_row, record["views"])))
     yield from _online_rows(record["views"])
+    if record["online"]["error"] is not None:
+        yield Text.assemble(("\nno online rows: ", "bold red"), record["online"]["error"])
     yield from _logs(record["push_sources"])
     yield from _readable(record["views"])
     yield from _troubles(record["views"])
