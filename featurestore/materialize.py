@@ -165,13 +165,17 @@ class _Run:
             self.now = self.pushing.fold(self.view.source.name)
         interval = _STATIC if self.view.is_static else self._interval(start, end)
         pushed = (min(interval[0], self._covered_until), interval[1])
-        self.source = source_stamp(self.view.source, self.settings.root)
-        source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
-        found = self._survey(without_erased(source, self.registry.erasures.tombstones()), interval)
         until = self.now if self.view.is_static else interval[1]
+        beginning = None if interval[0] < BEGINNING else interval[0]
+        try:
+            self.source = source_stamp(self.view.source, self.settings.root)
+            source = self._rows(pushed) if self.view.is_pushed else view_rows(self.view, self.settings.root)
+            found = self._survey(without_erased(source, self.registry.erasures.tombstones()), interval)
+        except SourceError as reason:
+            self._record_failure(beginning, until, reason)
+            raise
         if self.registry.was_killed(self.version):
             discard_unnamed(self.table)
-        beginning = None if interval[0] < BEGINNING else interval[0]
         run = self.registry.start_run(self.version, beginning, until, now=self.clock(), above=self._last_run_online())
         self.run = run
         # Read after the run has its number: an erasure deletes online by a greater one, or stands here.
@@ -183,6 +187,14 @@ class _Run:
         return self._finished(
             report, lambda: self._tidied(*self._load_online(self._write_offline(rows, interval, found, report), full=full))
         )
+
+    def _record_failure(self, beginning: int | None, until: int, reason: SourceError) -> None:
+        """Record a run that ended before it had begun, so that whoever asks why the view falls behind is told."""
+        if self.registry.was_killed(self.version):
+            return  # the next run has to see that
+        run = self.registry.start_run(self.version, beginning, until, now=self.clock())
+        report = Report(self.view.name, self.version.number, run, beginning, until)
+        self.registry.finish_run(self.version, run, now=self.clock(), report=report.to_dict(), error=str(reason))
 
     def sync(self, *, full: bool) -> Report:
         """Load what the table holds at the watermark; what was pushed, out of its log."""

@@ -241,6 +241,7 @@ def test_a_damaged_source_is_one_clear_error_and_nothing_is_half_done(weather_re
     assert version.watermark == NOON - HOUR // 2
     assert len(table_rows(store, ["origin"])) == 2
     assert temperatures(store, "EWR") == [21.0]
+    assert [(run.status, "weather" in (run.error or "")) for run in store.runs()] == [("failed", True), ("completed", False)]
 
 
 def test_a_source_that_breaks_in_the_middle_leaves_no_file_behind(weather_repo: Repo) -> None:
