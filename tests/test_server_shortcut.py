@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,6 +14,7 @@ from featurestore import FeatureStore
 from featurestore_server.contract import ARROW, JSON
 from featurestore_server.shortcut import MOST_HEAD_BYTES
 from tests.service import BIG, ONLINE, serving
+from tests.test_server_metrics import count, parsed
 
 EVERYTHING = {"feature_service": "everything", "entities": {"user_id": [BIG, BIG - 1, -5, 7, 12345]}}
 
@@ -151,6 +153,27 @@ def test_what_is_no_http(port: int) -> None:
         [(status, headers, body)] = exchange(port, sent)
         assert (status, json.loads(body)["type"], headers["connection"]) == (expected, f"/problems/{code}", "close")
     assert exchange(port, request(EVERYTHING))[0][0] == 200
+
+
+def test_what_is_no_http_is_counted_and_logged(store: FeatureStore) -> None:
+    """Its refusals have an id, which the log has too, and count as answers of no route."""
+    endless = b"GET /healthz?x HTTP/1.1\r\nX-Request-Id: mine\r\nX: " + b"a" * (MOST_HEAD_BYTES + 1000)
+    with serving(store.settings.root, "--json") as (process, line):
+        url = json.loads(line)["url"]
+        place = int(url.rpartition(":")[2])
+        answers = [exchange(place, sent)[0] for sent in (b"\0\1\2\r\n\r\n", endless)]
+        samples = parsed(httpx.get(f"{url}/metrics", timeout=60).text)
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+    lines = [each for each in map(json.loads, log.splitlines()) if each["logger"] == "featurestore_server.requests"]
+    ids = [headers["x-request-id"] for _, headers, _ in answers]
+
+    assert ids[1] == "mine"
+    assert (count(samples, "other", "", 400), count(samples, "other", "", 413)) == (1, 1)
+    assert [(each["method"], each["path"], each["status"], each["request_id"]) for each in lines] == [
+        ("-", "-", 400, ids[0]),
+        ("GET", "/healthz", 413, ids[1]),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,28 @@ def test_a_job_that_fails(kept: FeatureStore) -> None:
         kept.training_sets.delete(identifier)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"state": "what"}', None])
+def test_one_whose_state_cannot_be_read(kept: FeatureStore, content: bytes | None) -> None:
+    """It counts as failed, says why, and can be deleted; the others are listed, and wait, as before."""
+    broken, other = _made(kept), _made(kept)
+    file = kept.training_sets.folder / broken / "state.json"
+    if content is None:
+        file.unlink()
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    waiting = [each.job.id for each in kept.training_sets.waiting()]
+    client = TestClient(create_app(kept))
+    listed = {each["id"]: each for each in client.get("/v1/training-sets").json()["training_sets"]}
+    deleted = [client.delete(f"/v1/training-sets/{each}").status_code for each in (broken, other)]
+
+    assert {each: found["state"] for each, found in listed.items()} == {broken: "failed", other: "waiting"}
+    error = {"code": "offline-store", "detail": "its state cannot be read; delete it, and ask for it anew"}
+    assert (listed[broken]["error"], listed[broken]["features"]) == (error, "everything")
+    assert (waiting, deleted) == ([other], [200, 200])
+    assert list(kept.training_sets.folder.iterdir()) == []
+
+
 def test_one_that_cannot_be_begun_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Without its temporary folder a server says so, of every attempt, and computes the set once the folder is back."""
     monkeypatch.setattr("featurestore_server.jobs._PAUSE_SECONDS", 0.1)
@@ -286,8 +308,10 @@ def test_erasure_reaches_stored_training_sets(tmp_path: Path) -> None:
             {"user_id": [BIG, BIG - 1, BIG, None, -5], "friend_id": [7, 7, BIG, 7, 0], "event_timestamp": [at(NOON)] * 5}
         )
         done, waiting, other = _made(store, spine, "pair"), _made(store, spine, "pair"), _made(store, spine.slice(4), "pair")
-        _computed(store, done)
-        _computed(store, other)
+        lost = _made(store, spine, "pair")
+        for each in (done, other, lost):
+            _computed(store, each)
+        (store.training_sets.find(lost).folder / "state.json").write_bytes(b"")
         untouched = store.training_sets.find(other).result.read_bytes()
         with store.training_sets.held(waiting), pytest.raises(RunInProgressError, match=waiting):
             store.delete_entities("user", {"user_id": [BIG]})
@@ -298,6 +322,8 @@ def test_erasure_reaches_stored_training_sets(tmp_path: Path) -> None:
         assert found.spine()["user_id"].to_pylist() == store.training_sets.find(waiting).spine()["user_id"].to_pylist() == rest
         assert (found.state.rows, found.state.erased_rows, found.state.bytes) == (3, 2, found.result.stat().st_size)
         assert store.training_sets.find(other).result.read_bytes() == untouched
+        unread = store.training_sets.find(lost).state
+        assert (unread.state, unread.rows, unread.erased_rows) == ("failed", None, 2)
         assert manifest.to_dict()["training_sets"] == [waiting]
         again = store.get_historical_features(spine, "pair", as_of_manifest=found.result)
         assert again.erased_since == 2

@@ -42,7 +42,7 @@ def erase_stored(held: StoredSet, tombstones: Tombstones) -> int:
             left.unlink()
         if erased:
             state = held.state
-            rows, size = (state.rows or 0) - erased, held.result.stat().st_size
+            rows, size = None if state.rows is None else state.rows - erased, held.result.stat().st_size
             held.save(rows=rows, bytes=size, erased_rows=state.erased_rows + erased)
     except (OSError, pa.ArrowException) as reason:
         raise OfflineStoreError(f"cannot write the training set in {held.folder} anew: {reason}") from reason

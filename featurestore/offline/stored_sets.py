@@ -8,7 +8,8 @@
     cancel          there once it is to be cancelled
 
 A job waits, runs, and is completed, failed or cancelled. One that says that it runs although its lock is free has lost its process:
-it waits again, until it has lost `MOST_ATTEMPTS`. So any number of servers may look for jobs, and each runs once.
+it waits again, until it has lost `MOST_ATTEMPTS`. So any number of servers may look for jobs, and each runs once. One whose state
+cannot be read counts as failed.
 """
 
 from __future__ import annotations
@@ -86,6 +87,11 @@ class State:
     def is_over(self) -> bool:
         """Whether nothing will come any more."""
         return self.state in ("completed", "failed", "cancelled")
+
+
+_UNREADABLE = State(
+    "failed", error={"code": OfflineStoreError.code, "detail": "its state cannot be read; delete it, and ask for it anew"}
+)
 
 
 @dataclass(frozen=True)
@@ -182,7 +188,7 @@ class StoredSets:
         found = [self._over.get(name) or self._read(self.folder / name) for name in self._names()]
         present = [each for each in found if each is not None]
         self._over.clear()
-        self._over.update({each.job.id: each for each in present if each.state.is_over})
+        self._over.update({each.job.id: each for each in present if each.state.is_over and each.state != _UNREADABLE})
         return sorted((each for each in present if each.state.state == "waiting"), key=lambda each: each.job.created_at)
 
     def cancel(self, identifier: str, *, now: str) -> StoredSet:
@@ -256,13 +262,22 @@ class StoredSets:
     def _read(self, folder: Path) -> StoredSet | None:
         try:
             job = TypeAdapter(Job).validate_python(orjson.loads((folder / "job.json").read_bytes()))
-            state = TypeAdapter(State).validate_python(orjson.loads((folder / "state.json").read_bytes()))
+            state = _state(folder / "state.json")
         except FileNotFoundError:  # it was deleted a moment ago
             return None
         except (OSError, orjson.JSONDecodeError, ValidationError) as reason:
             raise OfflineStoreError(f"cannot read the training set in {folder}: {reason}") from reason
         found = StoredSet(folder, job, state)
         return found if state.is_over else replace(found, state=replace(state, state=_seen(found)))
+
+
+def _state(path: Path) -> State:
+    try:
+        return TypeAdapter(State).validate_python(orjson.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise
+    except (OSError, orjson.JSONDecodeError, ValidationError):
+        return _UNREADABLE
 
 
 def _seen(found: StoredSet) -> StateName:

@@ -231,12 +231,28 @@ class _Protocol(HttpToolsProtocol):
         self._refuse("malformed", msg)
 
     def _refuse(self, code: str, detail: str) -> None:
+        """Refuse, count and log what never became a request; the log has of it what was read."""
+        if self.transport.is_closing():  # it is refused already
+            return
         kind = PROBLEMS[code]
         problem = {"type": f"/problems/{code}", "title": kind.title, "status": kind.status, "detail": detail}
         content = orjson.dumps(problem)
-        head = b"HTTP/1.1 %d \r\ncontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (kind.status, PROBLEM.encode(), len(content)) + content)
+        given = headers_of({"headers": self.headers if self._is_in_head else []})
+        scope, identifier = self._begun(), request_id(given.get(HEADER))
+        defaults = [*self.server_state.default_headers, *safe_headers(scope), (HEADER, identifier)]
+        head = b"HTTP/1.1 %d \r\n%bcontent-type: %b\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        fixed = b"".join([b"%b: %b\r\n" % each for each in defaults])
+        self.transport.write(head % (kind.status, fixed, PROBLEM.encode(), len(content)) + content)
         self.transport.close()
+        log = self.lookups.log
+        log.end(log.metrics.series("other"), scope, kind.status, 0.0, identifier, given)
+
+    def _begun(self) -> dict[str, Any]:
+        """Return the scope of a request whose head was read in part, or not at all."""
+        method = path = "-"
+        if self._is_in_head and self.url:
+            method, path = self.parser.get_method().decode(), self.url.partition(b"?")[0].decode("latin-1")
+        return {"method": method, "path": path, "scheme": self.scheme}
 
     def _end_timer(self) -> None:
         if self._timer is not None:
