@@ -238,11 +238,16 @@ def test_each_view_is_incomplete_by_its_own_watermark(several: FeatureStore) -> 
 
 
 def test_a_static_view_is_complete_for_ever_after_its_first_run(several: FeatureStore) -> None:
-    """What has no time is complete at all times, past and future (T13)."""
+    """What has no time is complete at all times, past and future, and before it at none (T13)."""
+    with pytest.raises(IncompleteError, match="view 'static' is not materialized yet, 1 of 1 rows are later"):
+        several.get_historical_features(spine(("EWR", -(2**63))), ["static:count"])
     several.materialize(["static"])
-    asked = spine(("EWR", -1), ("EWR", NOON + 10**6 * HOUR), ("JFK", NOON))
+    asked = spine(("EWR", -1), ("EWR", NOON + 10**6 * HOUR), ("JFK", NOON), ("EWR", -(2**63)), ("EWR", 2**63 - 1))
 
-    assert several.get_historical_features(asked, ["static:count"]).to_dict()["static__count"] == [3, 3, None]
+    assert several.get_historical_features(asked, ["static:count"]).to_arrow()["static__count"].to_pylist() == [3, 3, None, 3, 3]
+    found = several.get_historical_features(asked, ["static:count", "slow:gusts"], incomplete="null").to_arrow()
+    assert found["static__count"].to_pylist() == [3, 3, None, 3, 3]
+    assert found["slow__gusts"].to_pylist() == [None] * 5
 
 
 FAR = """

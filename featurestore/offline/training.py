@@ -199,11 +199,10 @@ class TrainingSet:
         sorted_once: dict[tuple[object, ...], Asked] = {}
         for lookup in self.selection.lookups:
             view = lookup.version.view
-            latest = self.complete_until[lookup.name] if self.incomplete == "null" else FOREVER
-            what = (lookup.key_columns, tuple(key.type for key in view.join_keys), latest)
+            what = (lookup.key_columns, tuple(key.type for key in view.join_keys), self._latest(lookup), view.is_static)
             if what not in sorted_once:
                 keys = [key_column(chunk[name], name, key.type) for name, key in zip(what[0], view.join_keys, strict=True)]
-                sorted_once[what] = Asked.of(keys, np.where(times > latest, BEGINNING - 1, times))
+                sorted_once[what] = Asked.of(keys, self._asked_times(lookup, times))
             if lookup.version.uid not in (self.measured or {}):
                 snapshot = self.snapshots[lookup.version.uid]
                 wanted.append(Wanted(view, snapshot, sorted_once[what], lookup.features, event_times=False))
@@ -219,13 +218,20 @@ class TrainingSet:
             columns |= self.on_demand.arrow(inputs, len(chunk), first_row=first_row)
         return pa.table([*chunk.columns, *(columns[name] for name in self.selection.columns)], schema=self.schema)
 
+    def _latest(self, lookup: Lookup) -> int:
+        return self.complete_until[lookup.name] if self.incomplete == "null" else FOREVER
+
+    def _asked_times(self, lookup: Lookup, times: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the times at which a lookup's values are taken: one before all rows where the answer is to be null."""
+        if lookup.version.view.is_static:  # visible always, before the year 1 too
+            times = np.maximum(times, BEGINNING)
+        return np.where(times > self._latest(lookup), BEGINNING - 1, times)
+
     def _measured_values(self, measured: Measured, lookup: Lookup, chunk: pa.Table, times: npt.NDArray[np.int64]) -> pa.Table:
         """Return the features of a lookup by the record of its loads."""
         pairs = zip(lookup.key_columns, lookup.version.view.join_keys, strict=True)
         keys = [key_column(chunk[name], name, key.type) for name, key in pairs]
-        latest = self.complete_until[lookup.name] if self.incomplete == "null" else FOREVER
-        asked = np.where(times > latest, BEGINNING - 1, times)
-        return measured.values(keys, asked, lookup.features, threads=self.resources.threads)
+        return measured.values(keys, self._asked_times(lookup, times), lookup.features, threads=self.resources.threads)
 
     def _refuse_incomplete(self) -> None:
         limits = [(lookup, self.complete_until[lookup.name]) for lookup in self.selection.lookups]
@@ -254,4 +260,4 @@ def _incompleteness(lookup: Lookup, count: int, rows: int) -> str:
 def complete_until(version: Version) -> int:
     """Return the last instant for which a training row is complete; one before all others where nothing is materialized."""
     until = version.complete_until()
-    return BEGINNING - 1 if until is None else until
+    return -(2**63) if until is None else until
