@@ -53,6 +53,8 @@ __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 FILE_NAME = "featurestore.toml"
 _SIZE = re.compile(r"\s*(\d+)\s*([KMGTkmgt])B?\s*")
 _LEAST_MEMORY = 256_000_000
+_NO_DELTA_PATH = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f]")
+"""What delta-rs decodes in a path, or cannot read, however it is written."""
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)([^:?].*)")
 
 
@@ -228,12 +230,18 @@ def load_settings(root: Path) -> Settings:
         raise SettingsError(f"{file}: unknown setting 'root'")
     try:
         # Set again, since a variable FEATURESTORE_ROOT must not move the repo.
-        return Settings(root=root, **values).model_copy(update={"root": root.resolve()})
+        settings = Settings(root=root, **values).model_copy(update={"root": root.resolve()})
     except UnparsableError as reason:
         raise SettingsError(f"{reason}; set each setting by a variable of its own, as FEATURESTORE_ONLINE__URL") from None
     except ValidationError as reason:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in reason.errors(include_input=False)]
         raise SettingsError(f"{file} and FEATURESTORE_* variables: " + "; ".join(faults)) from None
+    if found := _NO_DELTA_PATH.search(str(settings.offline_folder)):
+        raise SettingsError(
+            f"offline tables cannot be in {str(settings.offline_folder)!r}: Delta Lake's library takes {found[0]!r} in a path for "
+            "something else; set offline.path to another folder, or move the repo"
+        )
+    return settings
 
 
 def redacted(url: str) -> str:

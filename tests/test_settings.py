@@ -285,6 +285,18 @@ def test_the_offline_folder_is_relative_to_the_repo(load: Load, tmp_path: Path, 
 # The present
 
 
+@pytest.mark.parametrize("name", ["feature%2Fbranch", "a%20b", "a\\b", "a\nb"])
+def test_a_path_that_delta_tables_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
+    """It would apply, and fail in every run; the offline tables can be elsewhere."""
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "featurestore.toml").write_text('project = "flights"\n')
+    with pytest.raises(SettingsError, match=r"offline tables cannot be in .*; set offline.path to another folder, or move"):
+        load_settings(folder)
+    (folder / "featurestore.toml").write_text(f'project = "flights"\noffline.path = "{tmp_path}/100%/tables"\n')
+    assert load_settings(folder).offline_folder == tmp_path / "100%/tables"
+
+
 @pytest.mark.parametrize("now", ["2013-06-01T12:00:00Z", '"2013-06-01T12:00:00"', "2013-06-01T14:00:00+02:00", "1370088000000000"])
 def test_now_fixes_the_clock(load: Load, now: str) -> None:
     """`now` is the present for good, in UTC however it is written."""
