@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.cli import failures
+from featurestore.cli import example, failures
 from tests.commands import PROGRAM, SPINE, Result, Run
 
 
@@ -42,6 +43,52 @@ def test_a_closed_pipe_ends_quietly(plant: Path, arguments: list[str]) -> None:
 
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_keeps_no_command_from_what_it_does(tmp_path: Path, unbuffered: str) -> None:
+    """`apply | head` applies, whenever the reader leaves."""
+    folder = tmp_path / "pumps"
+    example.create(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [*PROGRAM, "apply", "--yes"]
+    ended = subprocess.run(command, cwd=folder, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
+
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+    with FeatureStore(folder) as store:
+        assert store.applied().versions
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout_is_told_from_a_full_store(fresh: Path, unbuffered: str) -> None:
+    """What cannot be written is named, and that the command did what it had to do."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [*PROGRAM, "keys", "create", "checkout", "--role", "read-online"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=fresh, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    lost = "what the command had to do is done, and its answer is lost"
+    assert ended.stderr == f"error: standard output cannot be written: No space left on device; {lost}\n"
+    assert ended.returncode == 1
+    with FeatureStore(fresh) as store:
+        assert [key.name for key in store.registry.api_keys.all()] == ["checkout"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_go_nowhere(fresh: Path, closed: str) -> None:
+    """A command without them works all the same, and nothing is written into a file that got the number of one."""
+    command = shlex.join([*PROGRAM, "keys", "create", "checkout", "--role", "read-online"])
+
+    ended = subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], cwd=fresh, capture_output=True, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    with FeatureStore(fresh) as store:
+        assert [key.name for key in store.registry.api_keys.all()] == ["checkout"]
 
 
 def test_ctrl_c_is_one_word(plant: Path, tmp_path: Path) -> None:
