@@ -22,7 +22,7 @@
     server.training_jobs  1                                     how many training-set jobs are computed beside them, 0 for none
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
     server.log_requests  failed                                 which requests leave a line in the log: failed or all
-    server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
+    server.cors_origins  []                                     the web origins whose pages may call it; a variable has commas
     serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
     serving_log.path  .featurestore/serving_log                 the folder of the serving log
     serving_log.max_size  1GB                                   what the log may take on disk; the oldest files go
@@ -35,14 +35,15 @@ A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableError
 
 from featurestore.clock import Clock, from_micros, parse_instant, system_clock, to_micros
@@ -72,6 +73,15 @@ def _checked_size(text: str) -> str:
     if _bytes(text) < _LEAST_MEMORY:
         raise ValueError(f"{text} is too little; 256MB is the least")
     return text
+
+
+def _listed(value: Any) -> Any:
+    """Read a list out of a text: a JSON array, or with commas between."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 class _Section(BaseModel):
@@ -122,7 +132,7 @@ class ServerSettings(_Section):
     training_jobs: int = Field(default=1, ge=0, le=1024)
     grace_seconds: int = Field(default=10, ge=0)
     log_requests: Literal["failed", "all"] = "failed"
-    cors_origins: list[str] = []
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
 
 
 class ServingLogSettings(_Section):

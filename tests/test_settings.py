@@ -219,6 +219,20 @@ timeout_ms = 5
     assert flat(load(text, **{variable: value})) == before | {setting: expected}
 
 
+ORIGINS = [
+    ("https://a.example", ["https://a.example"]),
+    ("https://a.example, https://b.example", ["https://a.example", "https://b.example"]),
+    ('["https://a.example"]', ["https://a.example"]),
+    ("", []),
+]
+
+
+@pytest.mark.parametrize(("text", "origins"), ORIGINS)
+def test_origins_are_written_with_commas_between(load: Load, text: str, origins: list[str]) -> None:
+    """A variable holds one origin or several, or a JSON array."""
+    assert load(FEATURESTORE_SERVER__CORS_ORIGINS=text).server.cors_origins == origins
+
+
 def test_a_variable_can_give_what_the_file_must_have(load: Load) -> None:
     """A project given by the environment need not be in the file."""
     assert load("", FEATURESTORE_PROJECT="test").project == "test"
@@ -333,6 +347,11 @@ FAULTS = [
         ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"],
     ),
     ('project = "p"', {"FEATURESTORE_ONLINE__ULR": "x"}, ["online.ulr: Extra inputs are not permitted"]),
+    (
+        'project = "p"',
+        {"FEATURESTORE_SERVER__CORS_ORIGINS": "[https://a.example]"},
+        ["server.cors_origins: Value error, Expecting value: line 1 column 2 (char 1)"],
+    ),
     ('project = "p"', {"FEATURESTORE_PROJECT": "a b"}, ["project: String should match pattern '^[A-Za-z][A-Za-z0-9_-]{0,62}$'"]),
 ]
 
