@@ -22,7 +22,7 @@
     server.training_jobs  1                                     how many training-set jobs are computed beside them, 0 for none
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
     server.log_requests  failed                                 which requests leave a line in the log: failed or all
-    server.cors_origins  []                                     the web origins whose pages may call it; a variable has commas
+    server.cors_origins  []                                     the web origins whose pages may call it; in a variable as a,b
     serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
     serving_log.path  .featurestore/serving_log                 the folder of the serving log
     serving_log.max_size  1GB                                   what the log may take on disk; the oldest files go
@@ -47,7 +47,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from pydantic_settings import SettingsError as UnparsableError
 
 from featurestore.clock import Clock, from_micros, parse_instant, system_clock, to_micros
-from featurestore.errors import SettingsError
+from featurestore.errors import SettingsError, known_names
 
 __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 
@@ -75,6 +75,16 @@ def _checked_size(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    if "://" in text:
+        raise ValueError("expected a folder of this machine or of a shared disk, a URL is none")
+    return text
+
+
+_Url = Annotated[str, Field(min_length=1)]
+_Folder = Annotated[_Url, AfterValidator(_folder)]
+
+
 def _listed(value: Any) -> Any:
     """Read a list out of a text: a JSON array, or with commas between."""
     if not isinstance(value, str):
@@ -91,16 +101,16 @@ class _Section(BaseModel):
 class RegistrySettings(_Section):
     """Where the applied state is kept."""
 
-    url: str = "sqlite:///.featurestore/registry.db"
+    url: _Url = "sqlite:///.featurestore/registry.db"
 
 
 class OfflineSettings(_Section):
     """Where the tables are kept."""
 
-    path: str = ".featurestore/offline"
+    path: _Folder = ".featurestore/offline"
     memory_limit: Annotated[str, AfterValidator(_checked_size)] | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
-    temp_directory: str | None = None
+    temp_directory: _Folder | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -113,7 +123,7 @@ class OfflineSettings(_Section):
 class OnlineSettings(_Section):
     """Where rows are served from."""
 
-    url: str = "embedded"
+    url: _Url = "embedded"
     timeout_ms: int = Field(default=2000, ge=1)
 
 
@@ -139,7 +149,7 @@ class ServingLogSettings(_Section):
     """What is logged of what is served."""
 
     sample: float = Field(default=0.0, ge=0, le=1)
-    path: str = ".featurestore/serving_log"
+    path: _Folder = ".featurestore/serving_log"
     max_size: Annotated[str, AfterValidator(_size)] = "1GB"
     queue_rows: int = Field(default=100_000, ge=1)
     flush_seconds: float = Field(default=60.0, gt=0)
@@ -236,6 +246,7 @@ def load_settings(root: Path) -> Settings:
         raise SettingsError(f"cannot read {file}: {reason}") from reason
     if "root" in values:
         raise SettingsError(f"{file}: unknown setting 'root'")
+    _check_variables()
     try:
         # Set again, since a variable FEATURESTORE_ROOT must not move the repo.
         return Settings(root=root, **values).model_copy(update={"root": root.resolve()})
@@ -244,6 +255,15 @@ def load_settings(root: Path) -> Settings:
     except ValidationError as reason:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in reason.errors(include_input=False)]
         raise SettingsError(f"{file} and FEATURESTORE_* variables: " + "; ".join(faults)) from None
+
+
+def _check_variables() -> None:
+    """Refuse variables of a section that there is not, which pydantic would take for those of another program."""
+    sections = [name for name, each in Settings.model_fields.items() if isinstance(each.default, _Section)]
+    for variable in sorted(os.environ):
+        section, separator, _ = variable.upper().removeprefix("FEATURESTORE_").partition("__")
+        if variable.upper().startswith("FEATURESTORE_") and separator and section.lower() not in sections:
+            raise SettingsError(f"{variable}: no section {section.lower()!r}; {known_names(section.lower(), sections)}")
 
 
 def redacted(url: str) -> str:
