@@ -162,6 +162,16 @@ UNSUPPORTED = [
 ]
 
 
+def test_sentinels_that_do_not_answer_are_named_in_a_few_words(store_at: Callable[[str], OnlineStore]) -> None:
+    """The message has who was asked for what, and no object of the driver."""
+    with pytest.raises(OnlineStoreError) as error:
+        store_at("redis+sentinel://me:hunter2@127.0.0.1:1,127.0.0.1:2/features").ping()
+
+    assert "(no Sentinel names a primary of 'features'; asked: 127.0.0.1:1, 127.0.0.1:2)" in str(error.value)
+    assert "<" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize("url", UNSUPPORTED)
 def test_a_url_that_is_not_supported_is_a_settings_error(store_at: Callable[[str], OnlineStore], url: str) -> None:
     """Any other URL is refused when it is first used, by the setting's name."""

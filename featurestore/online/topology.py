@@ -28,7 +28,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from featurestore.errors import OnlineStoreError, SettingsError
 from featurestore.online.embedded import ensure_running, is_running
@@ -219,6 +219,9 @@ class Topology:
         finder = Sentinel(seeds, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         try:
             host, port = finder.discover_master(self._service)  # type: ignore[no-untyped-call]
+        except MasterNotFoundError:  # it lists the attributes of each client
+            asked = ", ".join(map(str, self._seeds))
+            raise redis.ConnectionError(f"no Sentinel names a primary of {self._service!r}; asked: {asked}") from None
         finally:
             for sentinel in finder.sentinels:
                 sentinel.close()
