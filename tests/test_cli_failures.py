@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,29 @@ def test_ctrl_c_is_one_word(plant: Path, tmp_path: Path) -> None:
 
     assert process.communicate(timeout=30) == ("", "interrupted\n")
     assert process.returncode == 130
+
+
+EARLY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from featurestore.cli import main
+raise SystemExit(main(["plan"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["pydantic", "typer", "featurestore.cli.doctor", "featurestore.store"])
+def test_ctrl_c_while_modules_are_imported_is_one_word_too(fresh: Path, module: str) -> None:
+    """The first second of a command is no exception, in which it imports what it needs."""
+    command = [sys.executable, "-P", "-c", EARLY, module]
+
+    ended = subprocess.run(command, cwd=fresh, capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("disguise", [KeyboardInterrupt, RuntimeError("Query interrupted")])
