@@ -40,6 +40,18 @@ def test_teardown_needs_a_yes(run: Run, fresh: Path) -> None:
     assert run("stop", "--json", repo=fresh).json() == {"stopped": False}
 
 
+def test_teardown_leaves_no_folder_of_a_view(run: Run, fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the offline store is no folder of the repo's own, the folders of views go too, unless others have something there."""
+    monkeypatch.setenv("FEATURESTORE_OFFLINE__PATH", str(tmp_path / "shared"))
+    run("materialize", repo=fresh)
+    assert (tmp_path / "shared/machine_health").exists()
+    (tmp_path / "shared/of_another").mkdir()
+
+    assert run("teardown", "--yes", repo=fresh).code == 0
+
+    assert [path.name for path in (tmp_path / "shared").iterdir()] == ["of_another"]
+
+
 @pytest.mark.parametrize(("answer", "is_removed"), [("y\n", True), ("n\n", False)])
 def test_teardown_asks_on_a_terminal(on_terminal: Run, fresh: Path, answer: str, is_removed: bool) -> None:
     """On a terminal teardown asks, and does what the answer is."""
