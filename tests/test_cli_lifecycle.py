@@ -26,6 +26,18 @@ def test_stop_leaves_a_server_of_ones_own(run: Run, fresh: Path, monkeypatch: py
     assert "a server of your own, which goes on" in run("stop", repo=fresh).out
 
 
+def test_delete_entities_says_where_nothing_had_them(run: Run, fresh: Path) -> None:
+    """A key that no table has, as a misspelt one, is not said to be erased; its tombstone is there, and can be lifted."""
+    run("materialize", repo=fresh)
+    arguments = ["delete-entities", "sensor", "-k", "sensor_id=pump_99"]
+
+    result = run(*arguments, "--yes", repo=fresh)
+
+    said = "Nothing had a row of 1 sensor; later runs and pushes take none. The sources are yours to erase.\n"
+    assert (result.code, result.out.endswith(said)) == (0, True)
+    assert run(*arguments, "--lift", repo=fresh).out.startswith("1 tombstone lifted")
+
+
 def test_teardown_needs_a_yes(run: Run, fresh: Path) -> None:
     """Without a terminal teardown wants --yes; with it everything made is gone, and definitions and data stay."""
     run("materialize", repo=fresh)
