@@ -1,27 +1,26 @@
 """featurestore: a feature value is a function of (entity key, time), and training and serving evaluate the same one.
 
-Definitions are imported with this package and are light; `FeatureStore` brings DuckDB, Arrow and Redis in when it is first named.
-The clients of the HTTP service bring httpx, and Arrow when the first table is there.
+Each name is imported when it is first used. Definitions are light; `FeatureStore` brings DuckDB, Arrow and Redis in. The clients of
+the HTTP service bring httpx, and Arrow when the first table is there.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from featurestore.definitions import (
-    Aggregation,
-    Alias,
-    Entity,
-    FeatureService,
-    FeatureView,
-    Field,
-    FileSource,
-    OnDemandFeatureView,
-    PushSource,
-    RequestSource,
-    on_demand_feature_view,
-)
-
 if TYPE_CHECKING:
     from featurestore.client import AsyncFeatureStoreClient, FeatureStoreClient
+    from featurestore.definitions import (
+        Aggregation,
+        Alias,
+        Entity,
+        FeatureService,
+        FeatureView,
+        Field,
+        FileSource,
+        OnDemandFeatureView,
+        PushSource,
+        RequestSource,
+        on_demand_feature_view,
+    )
     from featurestore.store import FeatureStore
 
 __all__ = [
@@ -51,4 +50,8 @@ def __getattr__(name: str) -> Any:
         from featurestore import client
 
         return getattr(client, name)
+    if name in __all__:
+        from featurestore import definitions
+
+        return getattr(definitions, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -117,10 +117,10 @@ def _folders(settings: Settings) -> Findings:
 def _online(settings: Settings, online: OnlineStore) -> Generator[Finding, None, bool]:
     """Examine the server; returns whether it answers."""
     where = redacted(settings.online.url)
-    if settings.online.url == "embedded" and not embedded.is_running(settings.state / "online"):
-        yield Finding("online store", OK, "embedded, not running: the next command that needs it starts it")
-        return False
     try:
+        if settings.online.url == "embedded" and not embedded.is_running(settings.state / "online"):
+            yield Finding("online store", OK, "embedded, not running: the next command that needs it starts it")
+            return False
         began = time.monotonic()
         facts = online.server()
         took = time.monotonic() - began

@@ -8,6 +8,7 @@ from __future__ import annotations
 import __future__
 
 import ast
+import builtins
 import dataclasses
 import importlib.abc
 import importlib.util
@@ -109,6 +110,7 @@ class _StatementLoader(importlib.abc.Loader):
             module.__dict__["__getattr__"] = _lost_attribute
             return
         flags = _future_flags(tree)
+        module.__dict__["__builtins__"] = _BUILTINS
         for statement in tree.body:
             names = set(_assigned(statement))
             is_built_on_lost = any(module.__dict__.get(name) is _LOST for name in _used(statement))
@@ -125,6 +127,14 @@ class _StatementLoader(importlib.abc.Loader):
                 for name in names & module.__dict__.keys():
                     made = module.__dict__[name]
                     loading.made.setdefault(id(made), (made, f"{file}:{statement.lineno}"))
+
+
+def _print(*values: Any, file: Any = None, **options: Any) -> None:
+    """Print to stderr by default: stdout is the answer's of the command that loads definitions, which may have to be JSON."""
+    print(*values, file=sys.stderr if file is None else file, **options)
+
+
+_BUILTINS = vars(builtins) | {"print": _print}
 
 
 def _future_flags(tree: ast.Module) -> int:

@@ -105,19 +105,19 @@ class Pushing:
         self._fold_if_much(source, logged)
         return Receipt(source, logged.arrival, logged.rows, erased if logged.is_new else len(table) - logged.rows, is_online)
 
-    def check(self, source: str, rows: pa.Table) -> None:
-        """Raise InputError if the rows could not be pushed."""
-        self._taken_in(source, rows)
+    def check(self, source: str, rows: pa.Table, first: int) -> None:
+        """Raise InputError if the rows could not be pushed; it counts them from `first`."""
+        self._taken_in(source, rows, first)
 
-    def _taken_in(self, source: str, rows: Any) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
+    def _taken_in(self, source: str, rows: Any, first: int = 0) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
         """Return rows as the table that is logged, what each version makes of them, and which are kept, by which definitions."""
         feed = self._feed(source)
         try:
-            return _read(feed, rows, now=self.clock())
+            return _read(feed, rows, first, now=self.clock())
         except (InputError, SourceError):
             if self.registry.pushes.token() == feed.token:
                 raise
-        return _read(self._feed(source, anew=True), rows, now=self.clock())  # somebody has applied others meanwhile
+        return _read(self._feed(source, anew=True), rows, first, now=self.clock())  # somebody has applied others meanwhile
 
     def begin(self, source: str) -> None:
         """Write online what versions that are new lack of what was pushed before them, as far as that is no run's business."""
@@ -356,17 +356,17 @@ class Pushing:
                 return
 
 
-def _read(feed: _Feed, rows: Any, *, now: int) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
-    table = taken_in(feed.source, rows, keys=feed.keys, now=now)
-    return feed, table, *_prepared(feed, table)
+def _read(feed: _Feed, rows: Any, first: int, *, now: int) -> tuple[_Feed, pa.Table, dict[str, KeyedRows], pa.Array | None]:
+    table = taken_in(feed.source, rows, keys=feed.keys, now=now, first=first)
+    return feed, table, *_prepared(feed, table, first)
 
 
-def _prepared(feed: _Feed, table: pa.Table) -> tuple[dict[str, KeyedRows], pa.Array | None]:
+def _prepared(feed: _Feed, table: pa.Table, first: int) -> tuple[dict[str, KeyedRows], pa.Array | None]:
     """Return what each version makes of rows, and which places are kept, none if all are."""
     ready: dict[str, KeyedRows] = {}
     for version in feed.versions:
         try:
-            ready[version.uid] = prepared(version.view, table)
+            ready[version.uid] = prepared(version.view, table, first=first)
         except (InputError, SourceError):
             if version.state == "serving":
                 raise

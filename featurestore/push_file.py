@@ -24,8 +24,10 @@ def push_file(pushing: Pushing, source: str, path: Path, idempotency_key: str | 
 
     """
     if sum(1 for _ in _parts(path)) > 1:
+        first = 0
         for part in _parts(path):
-            pushing.check(source, part)
+            pushing.check(source, part, first)
+            first += len(part)
     return [pushing.push(source, part, _key(idempotency_key, number)) for number, part in enumerate(_parts(path))]
 
 

@@ -22,7 +22,7 @@
     server.training_jobs  1                                     how many training-set jobs are computed beside them, 0 for none
     server.grace_seconds  10                                    how long a server that ends waits for requests that it has begun
     server.log_requests  failed                                 which requests leave a line in the log: failed or all
-    server.cors_origins  []                                     the web origins whose pages may call the service, such as https://a.example
+    server.cors_origins  []                                     the web origins whose pages may call it; in a variable as a,b
     serving_log.sample  0.0                                     the share of lookups that is logged, 0 for none, 1 for all
     serving_log.path  .featurestore/serving_log                 the folder of the serving log
     serving_log.max_size  1GB                                   what the log may take on disk; the oldest files go
@@ -35,18 +35,19 @@ A variable is named after its setting: `FEATURESTORE_ONLINE__URL` is `online.url
 from __future__ import annotations
 
 import datetime as dt
+import json
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnparsableError
 
 from featurestore.clock import Clock, from_micros, parse_instant, system_clock, to_micros
-from featurestore.errors import SettingsError
+from featurestore.errors import SettingsError, known_names
 
 __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 
@@ -76,6 +77,25 @@ def _checked_size(text: str) -> str:
     return text
 
 
+def _folder(text: str) -> str:
+    if "://" in text:
+        raise ValueError("expected a folder of this machine or of a shared disk, a URL is none")
+    return text
+
+
+_Url = Annotated[str, Field(min_length=1)]
+_Folder = Annotated[_Url, AfterValidator(_folder)]
+
+
+def _listed(value: Any) -> Any:
+    """Read a list out of a text: a JSON array, or with commas between."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -83,16 +103,16 @@ class _Section(BaseModel):
 class RegistrySettings(_Section):
     """Where the applied state is kept."""
 
-    url: str = "sqlite:///.featurestore/registry.db"
+    url: _Url = "sqlite:///.featurestore/registry.db"
 
 
 class OfflineSettings(_Section):
     """Where the tables are kept."""
 
-    path: str = ".featurestore/offline"
+    path: _Folder = ".featurestore/offline"
     memory_limit: Annotated[str, AfterValidator(_checked_size)] | None = None
     threads: int | None = Field(default=None, ge=1, le=1024)
-    temp_directory: str | None = None
+    temp_directory: _Folder | None = None
 
     @property
     def memory_bytes(self) -> int:
@@ -105,7 +125,7 @@ class OfflineSettings(_Section):
 class OnlineSettings(_Section):
     """Where rows are served from."""
 
-    url: str = "embedded"
+    url: _Url = "embedded"
     timeout_ms: int = Field(default=2000, ge=1)
 
 
@@ -124,14 +144,14 @@ class ServerSettings(_Section):
     training_jobs: int = Field(default=1, ge=0, le=1024)
     grace_seconds: int = Field(default=10, ge=0)
     log_requests: Literal["failed", "all"] = "failed"
-    cors_origins: list[str] = []
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_listed)] = []
 
 
 class ServingLogSettings(_Section):
     """What is logged of what is served."""
 
     sample: float = Field(default=0.0, ge=0, le=1)
-    path: str = ".featurestore/serving_log"
+    path: _Folder = ".featurestore/serving_log"
     max_size: Annotated[str, AfterValidator(_size)] = "1GB"
     queue_rows: int = Field(default=100_000, ge=1)
     flush_seconds: float = Field(default=60.0, gt=0)
@@ -228,6 +248,7 @@ def load_settings(root: Path) -> Settings:
         raise SettingsError(f"cannot read {file}: {reason}") from reason
     if "root" in values:
         raise SettingsError(f"{file}: unknown setting 'root'")
+    _check_variables()
     try:
         # Set again, since a variable FEATURESTORE_ROOT must not move the repo.
         settings = Settings(root=root, **values).model_copy(update={"root": root.resolve()})
@@ -242,6 +263,15 @@ def load_settings(root: Path) -> Settings:
             "something else; set offline.path to another folder, or move the repo"
         )
     return settings
+
+
+def _check_variables() -> None:
+    """Refuse variables of a section that there is not, which pydantic would take for those of another program."""
+    sections = [name for name, each in Settings.model_fields.items() if isinstance(each.default, _Section)]
+    for variable in sorted(os.environ):
+        section, separator, _ = variable.upper().removeprefix("FEATURESTORE_").partition("__")
+        if variable.upper().startswith("FEATURESTORE_") and separator and section.lower() not in sections:
+            raise SettingsError(f"{variable}: no section {section.lower()!r}; {known_names(section.lower(), sections)}")
 
 
 def redacted(url: str) -> str:

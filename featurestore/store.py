@@ -6,7 +6,7 @@ import datetime as dt
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -494,7 +494,10 @@ class FeatureStore:
             self.close()
             self.stop()
             for version in versions:
-                shutil.rmtree(offline_table(self.settings, version).folder, ignore_errors=True)
+                folder = offline_table(self.settings, version).folder
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):  # another registry may have tables of a view of this name
+                    folder.parent.rmdir()
             shutil.rmtree(self.training_sets.folder, ignore_errors=True)
             self.registry.drop()
             shutil.rmtree(self.settings.serving_log_folder, ignore_errors=True)

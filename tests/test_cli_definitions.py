@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -166,6 +167,17 @@ def test_plan_shows_what_is_new(run: Run, tmp_path: Path) -> None:
     assert record["online_memory"] == [{"view": "machine_health", "version": 1, "keys": 3, "row_bytes": 42.0, "memory_bytes": 420}]
     assert (record["revision"], [change["action"] for change in record["changes"]]) == (0, ["create"] * 4)
     assert run("plan", repo=tmp_path) == result
+
+
+def test_what_definitions_print_is_no_part_of_the_answer(run: Run, fresh: Path) -> None:
+    """A `print` that somebody looks for a fault with goes to stderr, also that of a function of theirs, so JSON can be read."""
+    text = (fresh / "definitions.py").read_text()
+    (fresh / "definitions.py").write_text(text + "\ndef seen():\n    print('here', 1, sep=':')\n\nseen()\n")
+
+    result = run("plan", "--json", repo=fresh)
+
+    assert (result.code, result.err) == (0, "here:1\n")
+    assert json.loads(result.out)["changes"] == []
 
 
 def test_an_empty_plan(ask: Run) -> None:

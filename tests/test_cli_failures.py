@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from featurestore import FeatureStore
-from featurestore.cli import failures
+from featurestore.cli import example, failures
 from tests.commands import PROGRAM, SPINE, Result, Run
 
 
@@ -44,6 +46,52 @@ def test_a_closed_pipe_ends_quietly(plant: Path, arguments: list[str]) -> None:
     assert (ended.returncode, ended.stderr) == (1, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_keeps_no_command_from_what_it_does(tmp_path: Path, unbuffered: str) -> None:
+    """`apply | head` applies, whenever the reader leaves."""
+    folder = tmp_path / "pumps"
+    example.create(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [*PROGRAM, "apply", "--yes"]
+    ended = subprocess.run(command, cwd=folder, env=environment, stdout=writer, stderr=subprocess.PIPE, check=False)
+
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (1, b"")
+    with FeatureStore(folder) as store:
+        assert store.applied().versions
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_stdout_is_told_from_a_full_store(fresh: Path, unbuffered: str) -> None:
+    """What cannot be written is named, and that the command did what it had to do."""
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [*PROGRAM, "keys", "create", "checkout", "--role", "read-online"]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, cwd=fresh, env=environment, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+
+    lost = "what the command had to do is done, and its answer is lost"
+    assert ended.stderr == f"error: standard output cannot be written: No space left on device; {lost}\n"
+    assert ended.returncode == 1
+    with FeatureStore(fresh) as store:
+        assert [key.name for key in store.registry.api_keys.all()] == ["checkout"]
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_go_nowhere(fresh: Path, closed: str) -> None:
+    """A command without them works all the same, and nothing is written into a file that got the number of one."""
+    command = shlex.join([*PROGRAM, "keys", "create", "checkout", "--role", "read-online"])
+
+    ended = subprocess.run(["/bin/sh", "-c", f"{command} {closed}"], cwd=fresh, capture_output=True, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+    with FeatureStore(fresh) as store:
+        assert [key.name for key in store.registry.api_keys.all()] == ["checkout"]
+
+
 def test_ctrl_c_is_one_word(plant: Path, tmp_path: Path) -> None:
     """A command that is interrupted says so in one word, with exit code 130."""
     endless = SPINE + " FROM range(100_000_000_000)"
@@ -57,6 +105,29 @@ def test_ctrl_c_is_one_word(plant: Path, tmp_path: Path) -> None:
 
     assert process.communicate(timeout=30) == ("", "interrupted\n")
     assert process.returncode == 130
+
+
+EARLY = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from featurestore.cli import main
+raise SystemExit(main(["plan"]))
+"""
+
+
+@pytest.mark.parametrize("module", ["pydantic", "typer", "featurestore.cli.doctor", "featurestore.store"])
+def test_ctrl_c_while_modules_are_imported_is_one_word_too(fresh: Path, module: str) -> None:
+    """The first second of a command is no exception, in which it imports what it needs."""
+    command = [sys.executable, "-P", "-c", EARLY, module]
+
+    ended = subprocess.run(command, cwd=fresh, capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("disguise", [KeyboardInterrupt, RuntimeError("Query interrupted")])

@@ -43,11 +43,16 @@ def test_a_long_file_is_checked_before_it_is_pushed_in_parts(
     table = pa.table(ROWS)
     repo.write("long.parquet", pa.concat_tables([table, table, table.slice(1)]))
     repo.write("faulty.parquet", pa.concat_tables([table, table.set_column(0, "tail", pa.array(["A", None]))]))
+    repo.write(
+        "future.parquet", pa.concat_tables([table, table.set_column(3, "at", pa.array([at(NOON), at(NOON + 10**17)], TIME))])
+    )
 
     refused = run("push", "crew", pushed / "faulty.parquet", "--json", repo=pushed).error()
+    early = run("push", "crew", pushed / "future.parquet", "--json", repo=pushed).error()
     done = run("push", "crew", pushed / "long.parquet", "--json", repo=pushed).json()
 
-    assert "row 1: 'tail' is null" in refused["message"]
+    assert "row 3: 'tail' is null" in refused["message"]  # of the file
+    assert "row 3: 'at' lies in the future" in early["message"]
     assert ([each["rows"] for each in done["pushes"]], done["rows"]) == ([2, 2, 1], 5)
     assert repo.open().registry.pushes.state("crew").rows == 5
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from featurestore import FeatureStore
 from featurestore.online.keys import online_key
@@ -34,9 +37,13 @@ def test_verify_says_that_all_agree_and_exits_with_0(run: Run, fresh: Path) -> N
     }  # fmt: skip
 
 
-def test_verify_of_nothing_does_not_say_that_all_agree(run: Run, fresh: Path) -> None:
-    """Before anything is loaded there is nothing to compare, and the verdict says so."""
-    assert run("verify", repo=fresh).out.endswith("\nnothing was compared\n")
+@pytest.mark.parametrize("options", [(), ("--all", "--threshold", "5"), ("--from-log",)])
+def test_verify_of_nothing_does_not_say_that_all_agree(run: Run, fresh: Path, options: tuple[str, ...]) -> None:
+    """Before anything is loaded or logged there is nothing to compare: the verdict says so, and no gate opens."""
+    shown, result = run("verify", *options, repo=fresh), run("verify", *options, "--json", repo=fresh)
+    assert (shown.code, shown.err) == (1, "")
+    assert shown.out.endswith("\nnothing was compared\n")
+    assert (result.code, result.err, json.loads(result.out)["compared"]) == (1, "", 0)
 
 
 def test_verify_exits_with_1_above_its_threshold(run: Run, fresh: Path) -> None:

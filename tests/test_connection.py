@@ -149,13 +149,27 @@ UNSUPPORTED = [
     "redis+ring://127.0.0.1",
     "redis://127.0.0.1?socket_timeout=1",
     "redis+sentinel://127.0.0.1",
+    "redis://127.0.0.1/abc",
+    "rediss://127.0.0.1/0/1",
+    "redis+cluster://127.0.0.1/a",
+    "redis+sentinel://127.0.0.1/service/x",
+    "redis+sentinel://127.0.0.1/service/0/1",
     "redis+cluster://127.0.0.1/1",
     "rediss://127.0.0.1?ssl_cert_reqs=maybe",
     "rediss://127.0.0.1?ssl_ca_certs=nowhere.pem",
-    "",
     "Embedded",
     "redis://127.0.0.1:port",
 ]
+
+
+def test_sentinels_that_do_not_answer_are_named_in_a_few_words(store_at: Callable[[str], OnlineStore]) -> None:
+    """The message has who was asked for what, and no object of the driver."""
+    with pytest.raises(OnlineStoreError) as error:
+        store_at("redis+sentinel://me:hunter2@127.0.0.1:1,127.0.0.1:2/features").ping()
+
+    assert "(no Sentinel names a primary of 'features'; asked: 127.0.0.1:1, 127.0.0.1:2)" in str(error.value)
+    assert "<" not in str(error.value)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("url", UNSUPPORTED)

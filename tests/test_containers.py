@@ -11,7 +11,7 @@ import pytest
 import typer
 import yaml  # type: ignore[import-untyped]
 
-from featurestore import cli
+from featurestore.cli import commands as cli
 from featurestore.settings import Settings
 from tests.conftest import CHECKOUT
 

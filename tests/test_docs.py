@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 import featurestore
 from featurestore import FeatureStore, cli, errors
+from featurestore.cli.commands import _COMMANDS
 from featurestore.online import embedded
 from featurestore.settings import Settings
 from featurestore_server.app import create_app
@@ -171,7 +172,7 @@ def test_the_reference_says_what_the_code_says(page: str) -> None:
 def test_every_command_setting_route_and_error_is_in_the_reference() -> None:
     """What the code has is counted apart from the generator: commands, settings, routes, error codes, problems, public names."""
     text = {page: (CHECKOUT / "docs/reference" / page).read_text("utf-8") for page in reference.pages()}
-    commands = [name for functions in cli._COMMANDS.values() for name in functions]
+    commands = [name for functions in _COMMANDS.values() for name in functions]
     assert re.findall(r"^### featurestore (.+)$", text["cli.md"], re.MULTILINE) == commands
     for path in create_app(FeatureStore(CHECKOUT / "definitions")).openapi()["paths"]:
         route = re.sub(r"/(entities|sources|on-demand-feature-views|feature-views|aliases|feature-services)\b", "/<kind>", path)

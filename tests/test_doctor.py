@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,33 @@ def test_an_offline_store_that_cannot_be_written_fails(running: Repo, monkeypatc
     monkeypatch.setenv("FEATURESTORE_OFFLINE__PATH", "file/offline")
     [finding] = found(running, "offline store")
     assert (finding.level, finding.message) == ("fail", f"{running.folder}/file cannot be written by this user")
+
+
+UNPRIVILEGED = """
+import os, sys
+from pathlib import Path
+from featurestore.doctor import examine
+list(examine(Path(sys.argv[1])))  # what it imports, another user may not be able to read
+os.setgid(65534); os.setuid(65534)
+for each in examine(Path(sys.argv[1])):
+    print(each.level, each.check)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights")
+@pytest.mark.parametrize(("mode", "online"), [(0o755, "ok"), (0o700, "fail")])
+def test_a_state_folder_that_cannot_be_written_ends_no_examination(running: Repo, mode: int, online: str) -> None:
+    """Whoever may only read is told so, and of all else that there is to see; a server is found without writing."""
+    running.stores[0].stop()
+    for folder in (running.folder, *running.folder.parents):
+        if Path(tempfile.gettempdir()) in folder.parents:
+            folder.chmod(0o755)
+    (running.folder / ".featurestore/online").chmod(mode)
+    command = [sys.executable, "-c", UNPRIVILEGED, str(running.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[4:7] == ["fail state folder", "fail offline store", f"{online} online store"]
+    assert " registry\n" in done.stdout
 
 
 @pytest.mark.parametrize(("free", "level"), [(3 * 1024**3, "ok"), (2 * 1024**3 - 1, "warn"), (200 * 1024**2 - 1, "fail")])

@@ -64,14 +64,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_keeps_the_process_from_serving(store: FeatureStore, tmp_path: Path) -> None:
-    """A port in use and a folder without settings are one line on stderr and exit code 1; --debug adds the traceback."""
+    """A port in use and a folder without settings are one line on stderr and exit code 1; --json and --debug are heeded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         in_use = run("--repo", str(store.settings.root), "--port", port)
+        as_json = run("--repo", str(store.settings.root), "--port", port, "--json")
     no_repo = run("--repo", str(tmp_path))
     debug = run("--repo", str(tmp_path), "--debug")
 
     assert (in_use.returncode, no_repo.returncode) == (1, 1)
     assert re.fullmatch(rf"featurestore: cannot listen on 127\.0\.0\.1:{port}: Address already in use; .*\n", in_use.stderr)
+    assert json.loads(as_json.stderr)["error"] == {"code": "error", "message": in_use.stderr.removeprefix("featurestore: ").strip()}
     assert re.fullmatch(r"featurestore: no featurestore\.toml in .*\n", no_repo.stderr)
     assert "Traceback" in debug.stderr

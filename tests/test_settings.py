@@ -219,6 +219,20 @@ timeout_ms = 5
     assert flat(load(text, **{variable: value})) == before | {setting: expected}
 
 
+ORIGINS = [
+    ("https://a.example", ["https://a.example"]),
+    ("https://a.example, https://b.example", ["https://a.example", "https://b.example"]),
+    ('["https://a.example"]', ["https://a.example"]),
+    ("", []),
+]
+
+
+@pytest.mark.parametrize(("text", "origins"), ORIGINS)
+def test_origins_are_written_with_commas_between(load: Load, text: str, origins: list[str]) -> None:
+    """A variable holds one origin or several, or a JSON array."""
+    assert load(FEATURESTORE_SERVER__CORS_ORIGINS=text).server.cors_origins == origins
+
+
 def test_a_variable_can_give_what_the_file_must_have(load: Load) -> None:
     """A project given by the environment need not be in the file."""
     assert load("", FEATURESTORE_PROJECT="test").project == "test"
@@ -313,7 +327,13 @@ def test_without_now_the_clock_is_the_machines(load: Load) -> None:
 
 # Faults
 
-FAULTS = [
+FOLDERS = {
+    "FEATURESTORE_OFFLINE__PATH": "offline.path",
+    "FEATURESTORE_OFFLINE__TEMP_DIRECTORY": "offline.temp_directory",
+    "FEATURESTORE_SERVING_LOG__PATH": "serving_log.path",
+}
+NO_FOLDER = "expected a folder of this machine or of a shared disk, a URL is none"
+FAULTS: list[tuple[str, dict[str, str], list[str]]] = [
     ("", {}, ["project: Field required"]),
     ('project = ""', {}, ["project: String should match pattern '^[A-Za-z][A-Za-z0-9_-]{0,62}$'"]),
     ("project = 3", {}, ["project: Input should be a valid string"]),
@@ -344,7 +364,24 @@ FAULTS = [
         {"FEATURESTORE_ONLINE__TIMEOUT_MS": "x"},
         ["online.timeout_ms: Input should be a valid integer, unable to parse string as an integer"],
     ),
+    *(
+        ('project = "p"', {variable: "s3://bucket/x"}, [f"{setting}: Value error, {NO_FOLDER}"])
+        for variable, setting in FOLDERS.items()
+    ),
+    *(
+        ('project = "p"', {variable: ""}, [f"{setting}: String should have at least 1 character"])
+        for variable, setting in {
+            **FOLDERS,
+            "FEATURESTORE_ONLINE__URL": "online.url",
+            "FEATURESTORE_REGISTRY__URL": "registry.url",
+        }.items()
+    ),
     ('project = "p"', {"FEATURESTORE_ONLINE__ULR": "x"}, ["online.ulr: Extra inputs are not permitted"]),
+    (
+        'project = "p"',
+        {"FEATURESTORE_SERVER__CORS_ORIGINS": "[https://a.example]"},
+        ["server.cors_origins: Value error, Expecting value: line 1 column 2 (char 1)"],
+    ),
     ('project = "p"', {"FEATURESTORE_PROJECT": "a b"}, ["project: String should match pattern '^[A-Za-z][A-Za-z0-9_-]{0,62}$'"]),
 ]
 
@@ -358,6 +395,15 @@ def test_every_unusable_setting_is_named(
 
     assert place == "…/featurestore.toml and FEATURESTORE_* variables"
     assert sorted(found[0].split("; ")) == sorted(faults)
+
+
+@pytest.mark.parametrize("variable", ["FEATURESTORE_ONLIN__URL", "featurestore_onlin__url"])
+def test_a_section_that_there_is_not_is_a_fault(load: Load, tmp_path: Path, variable: str) -> None:
+    """A variable whose section is misspelt is refused as one whose setting is; its value is not shown."""
+    words = message(load, tmp_path, 'project = "p"', **{variable: "redis://:hunter2@cache"})
+
+    assert words.startswith(f"{variable}: no section 'onlin'; did you mean 'online'?")
+    assert "hunter2" not in words
 
 
 def test_the_root_is_no_setting(load: Load, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 import typer
 
 import featurestore
-from featurestore import cli, errors, settings, types
+from featurestore import errors, settings, types
+from featurestore.cli import commands
 from featurestore_server.contract import PROBLEMS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -63,7 +64,7 @@ def _clean(owner: Any) -> str:
 def _cli() -> Iterator[str]:
     yield "`featurestore`, or short `fs`. Every command takes `--repo DIR`, `--json` and `--debug`, before its name or after it."
     yield "Exit codes: 0 done, 1 failed (stderr says why), 2 wrong usage, 130 Ctrl-C."
-    for panel, functions in cli._COMMANDS.items():  # noqa: SLF001 (the one list of commands)
+    for panel, functions in commands._COMMANDS.items():  # noqa: SLF001 (the one list of commands)
         yield f"## {panel}"
         for name, function in functions.items():
             yield from _command(name, function)

@@ -78,7 +78,7 @@ def apply(call: Invocation, yes: Yes = False) -> None:
     with call.store() as store:
         planned = store.plan()
         if not call.as_json:
-            call.answer(None, _plan_lines(planned))
+            call.announce(_plan_lines(planned))
         if _is_drastic(planned) and call.can_ask and not yes and not call.is_confirmed("Apply this?"):
             raise FeatureStoreError("nothing was applied")
         store.apply(planned)

@@ -65,8 +65,17 @@ def _parts(manifest: Manifest) -> Iterator[RenderableType]:
         yield f"{counted(manifest.serving_log_rows, 'row')} of the serving log erased."
     if manifest.pushed_rows:
         yield f"{counted(manifest.pushed_rows, 'row')} of what was pushed erased."
-    yield f"{counted(len(manifest.digests), manifest.entity)} erased. The sources are yours to erase."
+    asked = counted(len(manifest.digests), manifest.entity)
+    if any(each.online_rows or each.rows or each.files for each in manifest.versions) or _elsewhere(manifest):
+        yield f"{asked} erased. The sources are yours to erase."
+    else:
+        yield f"Nothing had a row of {asked}; later runs and pushes take none. The sources are yours to erase."
     if manifest.training_sets:
         yield f"{counted(len(manifest.training_sets), 'stored training set')} written anew."
     if not manifest.is_log_compacted:
         yield "The online server did not compact its log, which may hold old rows: see to that there."
+
+
+def _elsewhere(manifest: Manifest) -> bool:
+    """Whether something was erased that is no version's."""
+    return bool(manifest.serving_log_rows or manifest.pushed_rows or manifest.training_sets)

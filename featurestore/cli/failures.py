@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,7 +18,7 @@ import orjson
 import typer
 from rich.text import Text
 
-from featurestore.cli.rendering import messages
+from featurestore.cli.rendering import OutputError, messages, writing
 from featurestore.errors import (
     DefinitionError,
     FeatureStoreError,
@@ -40,10 +41,12 @@ _UsageError: type[Any] = typer.BadParameter.__bases__[0]
 
 def guarded(run: Callable[[], object], *, as_json: bool, debug: bool) -> int:
     """Run a command and return its exit code; whatever it raises ends as one message on stderr."""
+    _open_streams()
     with _interrupts() as interrupts:
         try:
             code = run()
-            sys.stdout.flush()
+            with writing():
+                sys.stdout.flush()
         except BrokenPipeError:
             _silence_stdout()
             return _FAILED
@@ -54,6 +57,8 @@ def guarded(run: Callable[[], object], *, as_json: bool, debug: bool) -> int:
         except Exception as error:  # noqa: BLE001 (the boundary: nobody above could do better)
             if debug:
                 traceback.print_exception(error)
+            if isinstance(error, OutputError):
+                _silence_stdout()
             code = _INTERRUPTED if interrupts else _report(error, as_json=as_json)
     if code == _INTERRUPTED:  # newer releases of typer return it, older ones raise Abort
         messages().print("interrupted")
@@ -80,8 +85,15 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def _open_streams() -> None:
+    """Let streams that whoever started the process has closed go nowhere, so that no file of a store gets their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 (for the rest of the process)
+
+
 def _silence_stdout() -> None:
-    """Let the flush at the end of the process go nowhere: whoever read stdout has left, as `head` does."""
+    """Let the flush at the end of the process go nowhere: stdout is full, or whoever read it has left, as `head` does."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -6,6 +6,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from featurestore.cli.rendering import show, show_json
+from featurestore.cli.rendering import OutputError, show, show_json
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
@@ -45,6 +46,11 @@ class Invocation:
         if self.as_json:
             show_json(record)
         else:
+            show(parts)
+
+    def announce(self, parts: Iterable[RenderableType]) -> None:
+        """Write parts ahead of what the command does, which it does even if nobody can read them."""
+        with suppress(BrokenPipeError, OutputError, SystemExit):  # the last is rich's, where colours are forced into a pipe
             show(parts)
 
     def line(self, *words: str) -> str:

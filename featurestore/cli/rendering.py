@@ -6,9 +6,11 @@ The widths of a terminal bend tables, never what is piped. Colours follow NO_COL
 from __future__ import annotations
 
 import base64
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
@@ -18,9 +20,11 @@ from rich.table import Table
 from rich.text import Text
 
 from featurestore.clock import floor, instant_text, parse_instant
+from featurestore.errors import FeatureStoreError
 
 __all__ = [
     "NOTHING",
+    "OutputError",
     "bytes_text",
     "cell",
     "counted",
@@ -33,11 +37,18 @@ __all__ = [
     "show_json",
     "time_text",
     "values_grid",
+    "writing",
 ]
 
 _UNBOUNDED = 1_000_000
 _UNITS = (("d", 86_400_000_000), ("h", 3_600_000_000), ("m", 60_000_000), ("s", 1_000_000))
 NOTHING = Text("-", "dim")
+
+
+class OutputError(FeatureStoreError):
+    """stdout cannot be written; whoever asked for something else than an answer got it."""
+
+    code = "output"
 
 
 def bytes_text(count: float) -> str:
@@ -62,21 +73,38 @@ def messages() -> Console:
     return _console(is_error=True)
 
 
+@contextmanager
+def writing() -> Iterator[None]:
+    """Tell a stdout that cannot be written from the files of a store; BrokenPipeError stays what it is."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as reason:
+        raise OutputError(
+            f"standard output cannot be written: {reason.strerror}; what the command had to do is done, and its answer is lost"
+        ) from reason
+
+
 def show(parts: Iterable[RenderableType]) -> None:
     """Write parts of an answer to stdout, one below the other."""
     console = _console(is_error=False)
     for part in parts:
         if console.is_terminal:
-            console.print(part, soft_wrap=not isinstance(part, Table))
+            with writing():
+                console.print(part, soft_wrap=not isinstance(part, Table))
         else:
-            with console.capture() as captured:
-                console.print(part)
-            sys.stdout.writelines(line.rstrip() + "\n" for line in captured.get().splitlines())
+            console.file = shown = io.StringIO()
+            console.print(part)
+            with writing():
+                sys.stdout.writelines(line.rstrip() + "\n" for line in shown.getvalue().splitlines())
 
 
 def show_json(record: Any) -> None:
     """Write JSON-ready data to stdout."""
-    sys.stdout.write(orjson.dumps(record, option=orjson.OPT_INDENT_2).decode() + "\n")
+    text = orjson.dumps(record, option=orjson.OPT_INDENT_2).decode() + "\n"
+    with writing():
+        sys.stdout.write(text)
 
 
 def counted(count: int, thing: str) -> str:

@@ -48,7 +48,7 @@ def verify(
     """Compare what is served with what training sees, bit for bit, and say why where they differ.
 
     Each view is compared at the watermark of its last completed load; with --from-log, each logged request at its time. The exit
-    code is 1 if more keys, or logged rows, differ than the threshold.
+    code is 1 if more keys, or logged rows, differ than the threshold, and if nothing was compared.
 
     Example: featurestore verify --all --html parity.html
     """
@@ -71,7 +71,7 @@ def verify(
         _write(html, found)
     is_over = found.differences > threshold
     call.answer(found.to_dict() | {"threshold": threshold, "is_over_threshold": is_over}, _parts(found, html))
-    if is_over:
+    if is_over or not found.compared:
         raise typer.Exit(1)
 
 

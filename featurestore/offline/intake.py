@@ -29,8 +29,10 @@ MOST_ROWS = 1_000_000
 """How many rows one push may have: it is one transaction, and in memory."""
 
 
-def taken_in(source: PushSource, rows: Any, *, keys: Iterable[str] = (), now: int) -> pa.Table:
+def taken_in(source: PushSource, rows: Any, *, keys: Iterable[str] = (), now: int, first: int = 0) -> pa.Table:
     """Return rows as a table of the source's columns, in their declared types; columns named by `keys` have no null.
+
+    Messages count the rows from `first`, which a part of a file is after others.
 
     Raises:
         InputError: they are no rows, there are none or too many, a column is missing or unknown or of a wrong type, a key or an
@@ -56,8 +58,8 @@ def taken_in(source: PushSource, rows: Any, *, keys: Iterable[str] = (), now: in
     given.setdefault(source.created_time or source.event_time, pa.nulls(count))
     table = pa.table({name: _declared(source, name, type_, given[name], is_typed=is_typed) for name, type_ in columns.items()})
     for name in dict.fromkeys([source.event_time, *keys]):
-        _refuse(source, name, pc.is_null(table[name]), "is null, which no row can do without")
-    _check_times(source, table[source.event_time], now)
+        _refuse(source, name, pc.is_null(table[name]), "is null, which no row can do without", first)
+    _check_times(source, table[source.event_time], now, first)
     return table
 
 
@@ -171,14 +173,14 @@ def _is_held(arrow: pa.DataType, type_: ValueType, *, is_typed: bool) -> bool:
     return is_rounded or any(is_it(arrow) for is_it in kinds[type_.name])
 
 
-def _check_times(source: PushSource, times: pa.ChunkedArray, now: int) -> None:
+def _check_times(source: PushSource, times: pa.ChunkedArray, now: int, first: int) -> None:
     micros = times.cast(pa.int64())
     latest = now + TOLERANCE
-    _refuse(source, source.event_time, pc.greater(micros, latest), f"lies in the future: it is {instant_text(now)} now")
-    _refuse(source, source.event_time, pc.less(micros, BEGINNING), "lies before the year 1")
+    _refuse(source, source.event_time, pc.greater(micros, latest), f"lies in the future: it is {instant_text(now)} now", first)
+    _refuse(source, source.event_time, pc.less(micros, BEGINNING), "lies before the year 1", first)
 
 
-def _refuse(source: PushSource, name: str, is_wrong: pa.ChunkedArray, why: str) -> None:
+def _refuse(source: PushSource, name: str, is_wrong: pa.ChunkedArray, why: str, first: int) -> None:
     place = pc.index(is_wrong, pa.scalar(True)).as_py()  # noqa: FBT003 (the value looked for)
     if place >= 0:
-        raise InputError(f"push source {source.name!r}: row {place}: {name!r} {why}", name=name)
+        raise InputError(f"push source {source.name!r}: row {first + place}: {name!r} {why}", name=name)

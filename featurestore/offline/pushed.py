@@ -97,8 +97,10 @@ class KeyedRows:
         return latest(KeyedRows(self.view, table.set_column(place, "__created_time", filled)))
 
 
-def prepared(view: FeatureView, rows: pa.Table) -> KeyedRows:
+def prepared(view: FeatureView, rows: pa.Table, *, first: int = 0) -> KeyedRows:
     """Return what a view makes of rows of its push source that have no arrival yet: `__seq` is their place.
+
+    Messages count the rows from `first`, as those of `taken_in` do.
 
     Raises:
         InputError: the view's SQL fails on them, or gives a null key.
@@ -109,7 +111,7 @@ def prepared(view: FeatureView, rows: pa.Table) -> KeyedRows:
     for key in view.join_keys:
         if table[key.name].null_count:
             place = table[SEQ].filter(pc.is_null(table[key.name]))[0].as_py()
-            raise InputError(f"row {place}: join key {key.name!r} of view {view.name!r} is null", name=key.name)
+            raise InputError(f"row {first + place}: join key {key.name!r} of view {view.name!r} is null", name=key.name)
     return KeyedRows(view, table)
 
 

@@ -80,8 +80,8 @@ def ensure_running(state: Path, timeout: float = 20.0) -> Path:
 
 def is_running(state: Path) -> bool:
     """Whether a server holds `state`, be it loading or hanging."""
-    # Shared, so that those who only look do not take each other for a server.
-    with _translated(state), suppress(FileNotFoundError), _locked(state / "server.lock", fcntl.LOCK_SH) as lock:
+    # Shared, so that those who only look do not take each other for a server; they need not be able to write, either.
+    with _translated(state), suppress(FileNotFoundError), _locked(state / "server.lock", fcntl.LOCK_SH, "rb") as lock:
         return lock is None
     return False
 
@@ -262,8 +262,8 @@ def _is_ours(folder: Path, forbidden: int) -> bool:
 
 
 @contextmanager
-def _locked(file: Path, kind: int = fcntl.LOCK_EX) -> Iterator[IO[bytes] | None]:
-    with file.open("ab") as opened:
+def _locked(file: Path, kind: int = fcntl.LOCK_EX, mode: Literal["ab", "rb"] = "ab") -> Iterator[IO[bytes] | None]:
+    with file.open(mode) as opened:
         try:
             fcntl.flock(opened, kind | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -28,7 +28,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from featurestore.errors import OnlineStoreError, SettingsError
 from featurestore.online.embedded import ensure_running, is_running
@@ -123,9 +123,9 @@ class Topology:
             hosts = _hosts(url)
             options = dict(parse_url(_single_url(url, plain, hosts[0])))  # type: ignore[no-untyped-call]
             options.pop("connection_class", None)
-            if self.kind == "sentinel":
-                self._service, *rest = urlsplit(url).path.strip("/").split("/")
-                options["db"] = int(rest[0]) if rest else int(options.get("db", 0))
+            if plain != "unix":
+                self._service, database = _path(url, self.kind)
+                options["db"] = int(database or options.get("db", 0))
             self._seeds = [_endpoint(host, _SENTINEL_PORT if self.kind == "sentinel" else 6379) for host in hosts]
         except ValueError as reason:
             raise SettingsError(f"online.url {shown!r}: {reason}") from None
@@ -219,6 +219,9 @@ class Topology:
         finder = Sentinel(seeds, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         try:
             host, port = finder.discover_master(self._service)  # type: ignore[no-untyped-call]
+        except MasterNotFoundError:  # it lists the attributes of each client
+            asked = ", ".join(map(str, self._seeds))
+            raise redis.ConnectionError(f"no Sentinel names a primary of {self._service!r}; asked: {asked}") from None
         finally:
             for sentinel in finder.sentinels:
                 sentinel.close()
@@ -261,6 +264,15 @@ class Topology:
                 program, needed = name.partition("_")[0].capitalize(), ".".join(map(str, oldest))
                 raise OnlineStoreError(f"the online store {endpoint} is {program} {found[name]}; {needed} or newer is needed")
         self._checked.add(endpoint)
+
+
+def _path(url: str, kind: str) -> tuple[str, str]:
+    """Return the service and the database that a URL's path names, either of which may be empty."""
+    path = urlsplit(url).path.strip("/")
+    service, _, database = path.partition("/") if kind == "sentinel" else ("", "", path)
+    if database and not database.isdecimal():
+        raise ValueError("its path ends in no number of a database")  # redis-py takes it for 0
+    return service, database
 
 
 def _hosts(url: str) -> list[str]:

@@ -39,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (FeatureStoreError, OSError) as reason:
         if options.debug:
             raise
-        print(f"featurestore: {reason}", file=sys.stderr)  # noqa: T201 (a command's error)
+        code = reason.code if isinstance(reason, FeatureStoreError) else FeatureStoreError.code
+        record = {"error": {"code": code, "message": str(reason)}}  # as the command line writes errors
+        print(json.dumps(record) if options.json else f"featurestore: {reason}", file=sys.stderr)  # noqa: T201 (a command's error)
         return 1
 
 
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", metavar="FILE", help="serve HTTPS with this certificate chain, in PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its private key, if that is in a file of its own")
     parser.add_argument("--insecure", action="store_true", help="let everyone in who reaches it, as long as there is no API key")
-    parser.add_argument("--json", action="store_true", help="announce the URL as one line of JSON")
+    parser.add_argument("--json", action="store_true", help="write the URL, or what is wrong, as one line of JSON")
     parser.add_argument("--debug", action="store_true", help="log everything, and show a traceback if it cannot serve")
     for name in ("--worker", "--descriptors", "--shared"):  # what a supervisor tells its workers
         parser.add_argument(name, help=argparse.SUPPRESS)
