@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -340,33 +340,42 @@ with FeatureStore(sys.argv[1], clock=lambda: int(sys.argv[2])) as store:
 """
 
 
+@pytest.fixture
+def open_repo(weather_repo: Repo) -> Iterator[Repo]:
+    """The weather in a folder that every user may enter; those of pytest are closed anew by each other pytest that begins."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        repo = Repo(Path(shutil.copytree(weather_repo.folder, f"{name}/repo")), weather_repo.now)
+        yield repo
+        for store in repo.stores:
+            store.close()
+        embedded.stop(repo.folder / ".featurestore/online")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without rights")
-def test_a_folder_without_permission_is_one_error_that_names_it(weather_repo: Repo) -> None:
+def test_a_folder_without_permission_is_one_error_that_names_it(open_repo: Repo) -> None:
     """A user who may not write the tables is told so, and nothing has changed."""
-    store = weather_repo.open()
+    store = open_repo.open()
     store.apply()
     store.materialize()
     store.online.ping()
     before = state(store)
-    for folder in (weather_repo.folder, *weather_repo.folder.parents):
-        if Path(tempfile.gettempdir()) in folder.parents:
-            folder.chmod(0o755)
-    for path in (weather_repo.folder / ".featurestore").rglob("*"):
+    for path in (open_repo.folder / ".featurestore").rglob("*"):
         if "offline" not in path.parts and "online" not in path.parts:
             shutil.chown(path, 65534, 65534)
-    shutil.chown(weather_repo.folder / ".featurestore", 65534, 65534)
-    weather_repo.write("weather.parquet", weather(temperature=[9.5]))
-    weather_repo.now += HOUR
+    shutil.chown(open_repo.folder / ".featurestore", 65534, 65534)
+    open_repo.write("weather.parquet", weather(temperature=[9.5]))
+    open_repo.now += HOUR
     done = subprocess.run(
-        [sys.executable, "-c", FORBIDDEN, str(weather_repo.folder), str(weather_repo.now)],
+        [sys.executable, "-c", FORBIDDEN, str(open_repo.folder), str(open_repo.now)],
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.stderr == ""
     assert done.stdout.startswith("OfflineStoreError cannot write the table of view"), done.stdout
     assert "ermission denied" in done.stdout
-    for path in (weather_repo.folder / ".featurestore").rglob("*"):
+    for path in (open_repo.folder / ".featurestore").rglob("*"):
         shutil.chown(path, 0, 0)
-    assert state(weather_repo.open())[1:] == before[1:]
+    assert state(open_repo.open())[1:] == before[1:]
 
 
 def test_no_file_is_left_without_a_version(weather_repo: Repo) -> None:
