@@ -54,6 +54,8 @@ class Loading(importlib.abc.MetaPathFinder):
     faults: list[Fault] = field(default_factory=list)
     made: dict[int, tuple[Any, str]] = field(default_factory=dict)
     """Objects by their id, with the file and line that made them; holding them keeps an id from being given again."""
+    dropped: list[tuple[Any, str, str]] = field(default_factory=list)
+    """Definitions that no variable holds any more, with the file and line that made them, and what happened to each."""
     lost: set[str] = field(default_factory=set)
     """Names of definitions that failed."""
     files: dict[str, Path] = field(default_factory=dict)
@@ -113,10 +115,16 @@ class _StatementLoader(importlib.abc.Loader):
         module.__dict__["__builtins__"] = _BUILTINS
         for statement in tree.body:
             names = set(_assigned(statement))
+            before = {name: module.__dict__[name] for name in names & module.__dict__.keys()}
             is_built_on_lost = any(module.__dict__.get(name) is _LOST for name in _used(statement))
             try:
-                code = compile(ast.Module([statement], []), str(self.file), "exec", flags, dont_inherit=True)
-                exec(code, module.__dict__)  # noqa: S102 (definitions are the user's own code)
+                if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+                    code = compile(ast.Expression(statement.value), str(self.file), "eval", flags, dont_inherit=True)
+                    value = eval(code, module.__dict__)  # noqa: S307 (definitions are the user's own code)
+                    self._note(value, f"{file}:{statement.lineno}", "it is assigned to nothing; give it a variable")
+                else:
+                    code = compile(ast.Module([statement], []), str(self.file), "exec", flags, dont_inherit=True)
+                    exec(code, module.__dict__)  # noqa: S102 (the same)
             except (Exception, SystemExit) as reason:  # noqa: BLE001 (whatever the user's code raises is a fault of theirs)
                 if isinstance(reason, ValidationError) or not is_built_on_lost:
                     loading.faults += _statement_faults(file, statement, names, reason)
@@ -127,6 +135,15 @@ class _StatementLoader(importlib.abc.Loader):
                 for name in names & module.__dict__.keys():
                     made = module.__dict__[name]
                     loading.made.setdefault(id(made), (made, f"{file}:{statement.lineno}"))
+            for name, value in before.items():
+                if not any(module.__dict__.get(name, value) is each for each in (value, _LOST)):
+                    _, place = loading.made.get(id(value), (None, file))
+                    what = f"its variable {name!r} is assigned again in line {statement.lineno}; give it one of its own"
+                    self._note(value, place, what)
+
+    def _note(self, value: Any, place: str, what: str) -> None:
+        if isinstance(value, tuple(KINDS)):
+            self.loading.dropped.append((value, place, what))
 
 
 def _print(*values: Any, file: Any = None, **options: Any) -> None:

@@ -43,7 +43,7 @@ def load_repo(root: Path) -> list[Definition]:
     loading = Loading(root)
     modules = loading.run()
     found = _collect(modules, loading.made)
-    faults = [*loading.faults, *_faults(found, root, loading.lost)]
+    faults = [*loading.faults, *_dropped_faults(found, loading), *_faults(found, root, loading.lost)]
     if not found and not faults:
         faults = [Fault(str(root), "", "", "no definitions: no Python file here defines a feature view")]
     definitions: list[Definition] = []
@@ -97,6 +97,14 @@ def _reachable(value: Any) -> Iterator[Definition]:
 
 
 # Checking
+
+
+def _dropped_faults(found: Found, loading: Loading) -> Iterator[Fault]:
+    """Say which definitions no variable holds, nor another definition; one that was refined under its name is none of them."""
+    held = {(type(each), each.name) for each, _ in found}
+    for definition, place, what in loading.dropped:
+        if (type(definition), definition.name) not in held:
+            yield Fault(place, definition.name, "", f"nothing holds it: {what}")
 
 
 def _faults(found: Found, root: Path, lost: set[str]) -> Iterator[Fault]:

@@ -55,6 +55,31 @@ def test_an_encoding_that_is_declared_is_understood(fill: Fill) -> None:
     assert len(load_repo(fill(basis=text.encode("latin-1")))) == 2
 
 
+def test_a_definition_that_nothing_holds_is_a_fault(fill: Fill) -> None:
+    """One whose variable is assigned again, or that is assigned to nothing, would silently not exist."""
+    folder = fill(views=f"{BASIS}v = {VIEW('one')}\nv = {VIEW('two')}\n{VIEW('three')}")
+
+    assert faults(folder) == [
+        "views.py:5: one: nothing holds it: its variable 'v' is assigned again in line 6; give it one of its own",
+        "views.py:7: three: nothing holds it: it is assigned to nothing; give it a variable",
+    ]
+
+
+HELD = [
+    f"v = {VIEW('one')}\ns = FeatureService('s', features=[v])\nv = {VIEW('two')}",
+    f"held = []\nv = {VIEW('one')}\nheld.append(v)\nv = {VIEW('two')}",
+    f"import dataclasses\nv = {VIEW('one')}\nv = dataclasses.replace(v, description='refined')",
+    f"v = {VIEW('one')}\ndel v\nw = {VIEW('two')}",
+    f"v = {VIEW('one')}\ndef kept(view):\n    return view\nkept(v)",
+]
+
+
+@pytest.mark.parametrize("text", HELD, ids=["used", "in a list", "refined", "deleted", "returned"])
+def test_what_something_else_holds_needs_no_variable(fill: Fill, text: str) -> None:
+    """A definition is there as long as another or a list has it; one that is refined or deleted is meant not to be."""
+    assert load_repo(fill(views=BASIS + text))
+
+
 RAISING = [
     ("1 / 0", "ZeroDivisionError: division by zero"),
     ("raise ValueError('no')", "ValueError: no"),
@@ -143,9 +168,9 @@ if True:
 
 
 def test_a_fault_names_the_line_of_its_own_definition(fill: Fill) -> None:
-    """Where a name is used again and what it meant is gone, later faults still name the line that made their object."""
+    """Where a name and what it meant are gone, later faults still name the line that made their object."""
     faulty = [VIEW(name).replace("temperature", "temperatur") for name in "cd"]
-    folder = fill(basis=f"{BASIS}x = {VIEW('a')}\nx = {VIEW('b')}\ny = {faulty[0]}\nz = {faulty[1]}")
+    folder = fill(basis=f"{BASIS}x = {VIEW('a')}\ndel x\ny = {faulty[0]}\nz = {faulty[1]}")
 
     assert faults(folder) == [
         "basis.py:7: c.fields: source 'weather' has no column 'temperatur'; did you mean 'temperature'?",
