@@ -29,7 +29,6 @@ from featurestore.fields import (
     Instant,
     Name,
     Tags,
-    check_cases,
     check_distinct,
     definition,
     pairs,
@@ -151,8 +150,6 @@ class FeatureView:
                     raise ValueError(f"{setting} needs an event_time, and source {self.source.name!r} is static")
         self._check_pushed()
         self._check_aggregations(keys)
-        names = [each.stored_name for each in self.aggregations if each.column != ALL or each.where is not None]
-        check_cases([*(key.name for key in self.join_keys), *(field.name for field in self.fields), *names])
         return self
 
     def _check_pushed(self) -> None:
@@ -198,6 +195,12 @@ class FeatureView:
         """What the view's table holds of a row besides keys and times: the features, or what aggregations need."""
         inputs = {each.input: None for each in self.aggregations if each.input is not None}
         return self.fields or tuple(inputs)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The join keys, and the columns that its table stores; of aggregations before their types are known as well."""
+        names = [each.stored_name for each in self.aggregations if each.column != ALL or each.where is not None]
+        return [*(key.name for key in self.join_keys), *(field.name for field in self.fields), *names]
 
     @property
     def join_keys(self) -> tuple[Field, ...]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -111,15 +111,18 @@ class Erasure:
         for form in forms:
             self.registry.erasures.bury(_names(form), hashes, now=now)
         tombstones = self.registry.erasures.tombstones()
-        held = [each for each in self.registry.applied().versions if _holds(each, forms)]
+        own = {each.uid: _with_own(tombstones, each, found, hashes) for each in self.registry.applied().versions}
+        held = [each for each in self.registry.applied().versions if _holds(each, forms) or own[each.uid] != tombstones]
         done, busy = list[ErasedVersion](), list[str]()
-        deleted = {each.uid: self._delete_online(each, tombstones, forms, columns, now) for each in held if not each.view.is_pushed}
+        deleted = {
+            each.uid: self._delete_online(each, own[each.uid], forms, columns, now) for each in held if not each.view.is_pushed
+        }
         pushed, online = self._erase_pushed(held, tombstones, forms, columns, busy)
         deleted |= online
         for each in held:
             try:
                 with self.registry.lease(each):
-                    rows, files = self._rewrite(self.registry.version(each.id), tombstones, now)
+                    rows, files = self._rewrite(self.registry.version(each.id), own[each.uid], now)
             except RunInProgressError as reason:
                 busy.append(str(reason))
             else:
@@ -137,17 +140,22 @@ class Erasure:
         found, columns = self._keys(entity, keys)
         forms = self._forms(found)
         for version in self.registry.applied().versions:
-            if _holds(version, forms) and version.view.is_pushed and version.view.online:
+            if _holds(version, forms) and version.view.is_pushed and self.registry.erasures.may_be_online(version):
                 self.online.release(version)
         hashes = digests(self.registry.erasures.secret(), found.join_keys, columns)
         return max(self.registry.erasures.lift(_names(form), hashes, now=now) for form in forms)
 
     def _forms(self, entity: Entity) -> list[Entity]:
-        """Return an entity as it is applied, and as there were versions that knew its keys by other names."""
-        forms = {_names(entity): entity}
-        for version in self.registry.applied().versions:
+        """Return an entity as it is applied, and as there were versions that knew its keys by other names.
+
+        Names that are those of another entity now are left out: what is erased would be that one's.
+        """
+        forms, applied = {_names(entity): entity}, self.registry.applied()
+        others = [spec for (kind, name), spec in applied.specs.items() if kind == "entity" and name != entity.name]
+        taken = {_names(from_spec(Entity, spec)) for spec in others}
+        for version in applied.versions:
             for each in version.view.entities:
-                if each.name == entity.name and is_renamed(_names(each), _names(entity)):
+                if each.name == entity.name and is_renamed(_names(each), _names(entity)) and _names(each) not in taken:
                     forms.setdefault(_names(each), each)
         return list(forms.values())
 
@@ -276,6 +284,15 @@ class Erasure:
 
 def _names(entity: Entity) -> tuple[str, ...]:
     return tuple(key.name for key in entity.join_keys)
+
+
+def _with_own(tombstones: Tombstones, version: Version, entity: Entity, hashes: Sequence[str]) -> Tombstones:
+    """Return tombstones, and hashes for the names by which a version itself knows an entity's keys, be they another's by now."""
+    digests = dict(tombstones.digests)
+    for each in version.view.entities if version.state != "removed" else ():
+        if each.name == entity.name and is_renamed(_names(each), _names(entity)):
+            digests[_names(each)] = digests.get(_names(each), frozenset()) | set(hashes)
+    return replace(tombstones, digests=digests)
 
 
 def _holds(version: Version, forms: Sequence[Entity]) -> bool:

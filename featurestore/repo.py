@@ -22,6 +22,7 @@ from featurestore.definitions import (
     RequestSource,
 )
 from featurestore.errors import DefinitionError, Fault, SourceError, known_names
+from featurestore.fields import check_cases
 from featurestore.functions import code_faults, reference
 from featurestore.loading import Loading
 from featurestore.offline.sources import describe, resolved, view_faults
@@ -139,6 +140,11 @@ def _source_faults(found: Found, root: Path) -> Iterator[Fault]:
                 yield Fault(file, definition.name, "path", str(reason))
     for definition, file in found:
         if isinstance(definition, FeatureView):
+            try:  # here, and not where it is made: a registry may hold one that was applied before this was looked at
+                check_cases(definition.column_names)
+            except ValueError as reason:
+                yield Fault(file, definition.name, "aggregations" if definition.aggregations else "fields", str(reason))
+                continue
             for where, message in view_faults(definition, root, columns.get(definition.source)):
                 yield Fault(file, definition.name, where, message)
 

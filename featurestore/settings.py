@@ -54,7 +54,7 @@ __all__ = ["FILE_NAME", "Settings", "load_settings", "redacted"]
 FILE_NAME = "featurestore.toml"
 _SIZE = re.compile(r"\s*(\d+)\s*([KMGTkmgt])B?\s*")
 _LEAST_MEMORY = 256_000_000
-_NO_DELTA_PATH = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f]")
+_NO_DELTA_PATH = re.compile(r"%[0-9A-Fa-f]{2}|[\\\x00-\x1f\x7f]")
 """What delta-rs decodes in a path, or cannot read, however it is written."""
 _SQLITE_FILE = re.compile(r"(sqlite(?:\+\w+)?:///)([^:?].*)")
 

@@ -119,16 +119,6 @@ REFUSED: list[tuple[str, Make, str]] = [
     ("feature twice", lambda: view(over("sum"), over("sum")), "feature 'delay_sum_1d' is named twice"),
     ("join key", lambda: view(over("count", "tail")), "aggregation 'tail_count': 'tail' is a join key, the same in all rows"),
     (
-        "columns in two cases",
-        lambda: view(over("sum"), over("mean", "Delay")),
-        "columns 'delay' and 'Delay' differ in upper and lower case alone",
-    ),
-    (
-        "a condition named as a key in other case",
-        lambda: view(over("sum", where="delay > 0", name="Tail")),
-        "columns 'tail' and 'Tail' differ in upper and lower case alone",
-    ),
-    (
         "two columns of one name",
         lambda: view(over("sum"), over("mean", sql="delay / 60")),
         "aggregation 'delay_mean': 'delay' stands for two different columns; give one another column name",

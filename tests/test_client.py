@@ -357,7 +357,8 @@ def test_where_the_service_is(monkeypatch: pytest.MonkeyPatch, remote: str) -> N
     monkeypatch.setenv("FEATURESTORE_API_KEY", "secret-key")
     with FeatureStoreClient() as client:
         assert repr(client) == f"FeatureStoreClient({remote!r})"
-        assert repr(FeatureStoreClient("http://me:secret@host/")) == "FeatureStoreClient('http://***@host')"
+        for login in ("me:secret", "me:sec@ret"):
+            assert repr(FeatureStoreClient(f"http://{login}@host/")) == "FeatureStoreClient('http://***@host')"
         assert client.overview()["project"] == "shop"
     with answering(OK) as (url, seen), FeatureStoreClient(url) as client:
         client.versions()

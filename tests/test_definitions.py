@@ -235,16 +235,6 @@ REFUSED: list[tuple[str, Make, str]] = [
         "join key 'origin' is named twice",
     ),
     ("field is a key", lambda: view(fields={"origin": String}), "field 'origin' is a join key already"),
-    (
-        "field is a key in other case",
-        lambda: view(fields={"Origin": String}),
-        "columns 'origin' and 'Origin' differ in upper and lower",
-    ),
-    (
-        "fields in two cases",
-        lambda: view(fields={"x": Int64, "X": Int64}),
-        "columns 'x' and 'X' differ in upper and lower case alone",
-    ),
     ("static with ttl", lambda: view(source=runways, ttl="1h"), "ttl needs an event_time, and source 'runways' is static"),
     (
         "static with refresh",

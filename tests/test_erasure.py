@@ -322,6 +322,32 @@ def test_tombstones_follow_a_key_column_that_is_renamed(repo: Repo) -> None:
         assert bought(store, name) == [None, 21, None]
 
 
+def test_a_name_that_a_key_column_had_may_be_anothers_now(repo: Repo) -> None:
+    """An entity that has taken it is not erased with the one that had it, which is erased from its own versions all the same."""
+    text = """
+driver = Entity("driver", join_keys={{"{key}": Int64}})
+rows = FileSource("rows", path="r.parquet", event_time="at")
+drives = FeatureView("drives", entities=[driver], source=rows, fields={{"x": Int64}}, sql='SELECT id AS {key}, "at", x FROM rows')
+"""
+    repo.write("r.parquet", {"id": [7, 8], "at": pa.array([at(NOON - HOUR)] * 2, TIME), "x": [1, 2]})
+    store = repo.open()
+    for key in ("id", "driver_id"):
+        repo.define(text.format(key=key))
+        store.apply()
+        store.materialize()
+    car = 'car = Entity("car", join_keys={"id": Int64})\n'
+    parked = 'parked = FeatureView("parked", entities=[car], source=rows, fields={"x": Int64})\n'
+    repo.define(text.format(key="driver_id") + car + parked)
+    store.apply()
+    store.materialize()
+    manifest = store.delete_entities("driver", {"driver_id": [7]})
+    store.materialize(start=at(NOON - 9 * HOUR))
+
+    assert [(each.view, each.version, each.rows) for each in manifest.versions] == [("drives", 1, 1), ("drives", 2, 1)]
+    assert store.get_online_features({"id": [7, 8]}, ["parked:x"]).to_dict()["parked__x"] == [1, 2]
+    assert store.get_online_features({"driver_id": [7, 8]}, ["drives:x"]).to_dict()["drives__x"] == [None, 2]
+
+
 OFFLINE_FOR_A_WHILE = """
 user = Entity("user", join_keys={{"id": String}})
 kept = FeatureView(
@@ -354,6 +380,24 @@ def test_what_was_online_once_is_erased_there(repo: Repo) -> None:
         assert found == {"id": ["a", "b"], "kept__x": [None, 2], "noted__y": [None, 6]}
         repo.now += HOUR
         store.materialize()
+
+
+def test_what_is_restored_while_it_is_offline_can_be_pushed_again(repo: Repo) -> None:
+    """A lift takes the deletions back that the erasure wrote, whether the view is served online at that moment or not."""
+    repo.write("k.parquet", {"id": ["a", "b"], "at": pa.array([at(NOON - HOUR)] * 2, TIME), "x": [1, 2]})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=True))
+    store = repo.open()
+    store.apply()
+    store.push("pushed", {"id": ["a"], "y": [5], "at": [at(NOON - HOUR)]})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=False))
+    store.apply()
+    store.delete_entities("user", {"id": ["a"]})
+    assert store.restore_entities("user", {"id": ["a"]}) == 1
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=True))
+    store.apply()
+    store.push("pushed", {"id": ["a"], "y": [7], "at": [at(NOON)]})
+
+    assert store.get_online_features({"id": ["a"]}, ["noted:y"]).to_dict()["noted__y"] == [7]
 
 
 def test_under_a_run_it_is_gone_online_at_once_and_from_tables_later(airports: Repo) -> None:

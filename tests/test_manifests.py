@@ -33,8 +33,13 @@ def categories(*values: str | None, order: str = "ABC") -> pa.Array:
 
 
 def nested(column: pa.Array) -> list[pa.Array]:
-    """Return a column in lists and in structs."""
-    return [pa.ListArray.from_arrays(range(len(column) + 1), column), pa.StructArray.from_arrays([column], ["x"])]
+    """Return a column in lists of each kind, in structs and in maps."""
+    places = range(len(column) + 1)
+    return [
+        pa.ListArray.from_arrays(places, column), pa.LargeListArray.from_arrays(places, column),
+        pa.FixedSizeListArray.from_arrays(column, 1), pa.StructArray.from_arrays([column], ["x"]),
+        pa.MapArray.from_arrays(places, pa.array(range(len(column))), column),
+    ]  # fmt: skip
 
 
 def test_a_spine_with_dictionaries_is_told_by_its_values(store: FeatureStore, tmp_path: Path) -> None:

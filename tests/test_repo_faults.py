@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from featurestore import Entity, FeatureView, FileSource
 from featurestore.errors import DefinitionError
 from featurestore.repo import load_repo
+from featurestore.specs import from_spec, to_spec
+from featurestore.types import Int64, String
 from tests.repo_files import BASIS, HEADER, VIEW, Fill, faults, names, write_repo
 
 
@@ -53,6 +56,25 @@ def test_an_encoding_that_is_declared_is_understood(fill: Fill) -> None:
     text = "# -*- coding: latin-1 -*-\n" + BASIS + "assert 'é' == '\\xe9'"
 
     assert len(load_repo(fill(basis=text.encode("latin-1")))) == 2
+
+
+CASES = {
+    '"temperature": Float64, "Temperature": Float64': "'temperature' and 'Temperature'",
+    '"Origin": String': "'origin' and 'Origin'",
+}
+
+
+@pytest.mark.parametrize(("fields", "columns"), CASES.items())
+def test_columns_that_differ_in_case_alone_are_a_fault(fill: Fill, fields: str, columns: str) -> None:
+    """No table holds both. A registry may have such a view, which was applied before this was looked at, so it can be made."""
+    text = VIEW("v").replace('"temperature": Float64', fields)
+    folder = fill(views=f"{BASIS}v = {text}")
+
+    assert faults(folder) == [f"views.py:5: v.fields: columns {columns} differ in upper and lower case alone"]
+    view = FeatureView(
+        "v", entities=[Entity("e", join_keys={"k": String})], source=FileSource("s", path="s"), fields=dict.fromkeys("xX", Int64)
+    )
+    assert from_spec(FeatureView, to_spec(view)) == view
 
 
 def test_a_definition_that_nothing_holds_is_a_fault(fill: Fill) -> None:

@@ -29,6 +29,8 @@ def _encoded(values: pa.Array) -> pa.Array:
         (pa.array([[1.0], [2.0, math.inf], None]).slice(1, 1), [[2.0, "Infinity"]]),
         (pa.array([{"a": 1}, None]), [{"a": 1}, None]),
         (pa.array(["x", None]).dictionary_encode(), ["x", None]),
+        (pa.DictionaryArray.from_arrays([2, None, 2], pa.array(["x", "y", "z"], pa.string_view())), ["z", None, "z"]),
+        (pa.DictionaryArray.from_arrays(pa.array([None], pa.int8()), pa.array([[1]])), [None]),
         (_encoded(pa.array([[1], None, [2, 3]])), [[2, 3], [1], None, None]),
         (_encoded(pa.array([{"a": [1]}, None, {"a": None}])).slice(1), [{"a": [1]}, None, None]),
         (_encoded(pa.array(["x", "y", "z"], pa.string_view())).slice(0, 1), ["z"]),

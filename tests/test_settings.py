@@ -299,7 +299,7 @@ def test_the_offline_folder_is_relative_to_the_repo(load: Load, tmp_path: Path, 
 # The present
 
 
-@pytest.mark.parametrize("name", ["feature%2Fbranch", "a%20b", "a\\b", "a\nb"])
+@pytest.mark.parametrize("name", ["feature%2Fbranch", "a%20b", "a\\b", "a\nb", "a\x7fb"])
 def test_a_path_that_delta_tables_cannot_have_is_refused(tmp_path: Path, name: str) -> None:
     """It would apply, and fail in every run; the offline tables can be elsewhere."""
     folder = tmp_path / name

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from starlette.testclient import TestClient
 
 from featurestore import FeatureStore, FeatureStoreClient
 from featurestore.client import TrainingSetJob
-from featurestore.errors import InputError, NotFoundError, RunInProgressError, SpineError, TrainingSetError
+from featurestore.errors import InputError, NotFoundError, OfflineStoreError, RunInProgressError, SpineError, TrainingSetError
 from featurestore.offline.stored_sets import StoredSet
 from featurestore_server.app import create_app
 from featurestore_server.computing import compute
@@ -222,6 +223,24 @@ def test_a_job_that_fails(kept: FeatureStore) -> None:
     )
     for identifier in (broken, lost):
         kept.training_sets.delete(identifier)
+
+
+def test_one_that_cannot_be_read_at_the_moment(kept: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the system may pass, and is no state: whoever asks is told, and what there is stays as it is."""
+    made, read = _made(kept), Path.read_bytes
+    _computed(kept, made)
+
+    def failing(path: Path) -> bytes:
+        if path.name == "state.json":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", failing)
+        with pytest.raises(OfflineStoreError, match="Too many open files"):
+            kept.training_sets.find(made)
+    assert kept.training_sets.find(made).state.state == "completed"
+    kept.training_sets.delete(made)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"state": "what"}', None])

@@ -170,6 +170,7 @@ REFUSED = [
     ("SELECT tail FROM landings WHERE COLUMNS(* EXCLUDE (tail, day, stops)) > 0", NO_STAR),
     ("SELECT greatest(*COLUMNS('d.*')) AS a FROM landings", NO_STAR),
     ("SELECT {'a': *} AS a FROM landings", NO_STAR),
+    ("SELECT #2 AS a FROM landings", "a column by its number (#2) is not supported; name it"),
     ("SELECT * EXCLUDE (__file_seq) FROM landings", "__file_seq is the library's own column"),
     # no SELECT
     ("", "the SQL must be one statement"),
@@ -195,6 +196,7 @@ def test_a_row_as_a_whole_is_refused(sql: str, name: str) -> None:
     """It would hold the library's own columns; a column may have the name of its source all the same."""
     assert faults_in(sql, SOURCE, ["tail"]) == [f"a row as a whole ({name}) is not supported; name the columns"]
     assert faults_in(sql, SOURCE, ["tail", name]) == []
+    assert faults_in("SELECT list_transform(stops, lambda landings: landings) AS a FROM landings", SOURCE, ["stops"]) == []
 
 
 def test_a_star_of_a_struct_does_not_give_the_column() -> None:

@@ -40,7 +40,7 @@ def connection(url: str | None, api_key: str | None, timeout_seconds: float, ca_
 
 def shown(url: str) -> str:
     """Return a URL without the password that it may have."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
+    return re.sub(r"(?<=://)[^/]*@", "***@", url)
 
 
 def sent(request: Request, timeout_seconds: float) -> dict[str, Any]:

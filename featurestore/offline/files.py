@@ -48,7 +48,11 @@ def _folders(top: Path) -> list[Path]:
     for link in links:  # which grows meanwhile: links wait until all is found that needs none of them
         for path, names, _ in os.walk(link):
             names.sort()
-            status = Path(path).stat()
+            try:
+                status = Path(path).stat()
+            except FileNotFoundError:  # it was removed a moment ago
+                names.clear()
+                continue
             if (status.st_dev, status.st_ino) in found:
                 names.clear()
                 continue

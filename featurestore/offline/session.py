@@ -32,9 +32,10 @@ _in_force: dict[str, str] = {}
 
 def configure(*, memory_bytes: int, threads: int, temp_folder: Path | None) -> None:
     """Bound the process's one database, from the next session on. Once it has spilled, its temporary folder stays where it is."""
-    _limits.update(memory_limit=f"{memory_bytes}B", threads=str(threads))
-    if temp_folder is not None:
-        _limits["temp_directory"] = str(temp_folder)
+    with _OPENING:
+        _limits.update(memory_limit=f"{memory_bytes}B", threads=str(threads))
+        if temp_folder is not None:
+            _limits["temp_directory"] = str(temp_folder)
 
 
 @contextmanager

@@ -123,8 +123,14 @@ def _without_dictionaries(arrow: pa.DataType) -> pa.DataType:
     # Other texts within lists and structs stay as they are, since the hashes in manifests do.
     if pa.types.is_dictionary(arrow):
         return _plain(arrow.value_type)
-    if pa.types.is_list(arrow):
-        return pa.list_(arrow.value_field.with_type(_without_dictionaries(arrow.value_type)))
+    if pa.types.is_map(arrow):
+        key, item = (each.with_type(_without_dictionaries(each.type)) for each in (arrow.key_field, arrow.item_field))
+        return pa.map_(key, item, arrow.keys_sorted)
+    if pa.types.is_list(arrow) or pa.types.is_large_list(arrow) or pa.types.is_fixed_size_list(arrow):
+        item = arrow.value_field.with_type(_without_dictionaries(arrow.value_type))
+        if pa.types.is_fixed_size_list(arrow):
+            return pa.list_(item, arrow.list_size)
+        return pa.list_(item) if pa.types.is_list(arrow) else pa.large_list(item)
     if pa.types.is_struct(arrow):
         return pa.struct([field.with_type(_without_dictionaries(field.type)) for field in arrow])
     return arrow

@@ -274,9 +274,7 @@ class StoredSets:
 def _state(path: Path) -> State:
     try:
         return TypeAdapter(State).validate_python(orjson.loads(path.read_bytes()))
-    except FileNotFoundError:
-        raise
-    except (OSError, orjson.JSONDecodeError, ValidationError):
+    except (IsADirectoryError, orjson.JSONDecodeError, ValidationError):  # other errors of the system may pass
         return _UNREADABLE
 
 

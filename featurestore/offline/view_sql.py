@@ -102,8 +102,10 @@ def _table_faults(table: dict[str, Any], source: str) -> Iterator[str]:
 def _expression_faults(node: dict[str, Any], columns: Collection[str] | None) -> Iterator[str]:
     whole = [each for each in node["select_list"] if each["class"] == "STAR"]
     stars = [id(star) for each in whole for star in [each, *_walk(each["expr"])]]
-    rows = _names_of_rows(node["from_table"]) - {column.lower() for column in columns or ()}
     parts = list(_walk([node["select_list"], node["where_clause"]]))
+    lambdas = [part["lhs"] for part in parts if part["class"] == "LAMBDA"]
+    parameters = [name for part in _walk(lambdas) for name in part.get("column_names", ())]
+    rows = _names_of_rows(node["from_table"]) - {name.lower() for name in (*parameters, *(columns or ()))}
     if any(part["class"] == "SUBQUERY" for part in parts):  # which is refused, whatever stands in it
         stars += [id(part) for part in parts]
     for part in parts:
@@ -127,6 +129,8 @@ def _fault(part: dict[str, Any]) -> str | None:
     for name in names:
         if name.lower() in _OURS:
             return f"{name.lower()} is the library's own column"
+    if kind == "POSITIONAL_REFERENCE":
+        return f"a column by its number (#{part['index']}) is not supported; name it"
     if kind in _NOT_ROW_LOCAL:
         return f"{_NOT_ROW_LOCAL[kind]} is not row-local"
     if kind == "COLUMN_REF" and len(part["column_names"]) == 1 and part["column_names"][0].lower() in _MOMENTARY:

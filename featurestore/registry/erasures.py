@@ -17,6 +17,12 @@ from featurestore.specs import canonical_json
 __all__ = ["Erasures", "is_renamed", "rename"]
 
 
+def _says_online(change: Mapping[str, Any]) -> bool:
+    """Whether a change is of `online`, or of a whole view that was online before or after."""
+    sides = (change["before"], change["after"])
+    return change["field"] == "online" or (not change["field"] and any(side and side["online"] for side in sides))
+
+
 def is_renamed(before: Sequence[str], after: Sequence[str]) -> bool:
     """Whether key columns are others by their names alone: as many, and those that keep their names in their places."""
     places = {name: place for place, name in enumerate(after)}
@@ -91,7 +97,7 @@ class Erasures:
         is_its = (changes.c.kind == "feature view") & (changes.c.name == version.view.name)
         with self._transaction() as connection:
             rows = connection.execute(sa.select(changes.c.fields).where(is_its)).scalars()
-            return any(change["field"] == "online" for text in rows for change in json.loads(text))
+            return any(_says_online(change) for text in rows for change in json.loads(text))
 
     def record(self, entity: str, manifest: Mapping[str, Any], *, now: int) -> None:
         """Keep the manifest of an erasure."""

@@ -6,6 +6,7 @@ import base64
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate, chain, pairwise
 from typing import Any
 
@@ -174,6 +175,9 @@ def _bytes(column: pa.Array) -> list[Any]:
 
 
 def _decoded(column: pa.Array) -> list[Any]:
+    if len(column.dictionary) > len(column):  # a batch may use a few of very many
+        with suppress(pa.ArrowNotImplementedError):  # Arrow cannot choose among views
+            return to_json(column.dictionary.take(column.indices))
     values = to_json(column.dictionary)
     return [None if index is None else values[index] for index in column.indices.to_pylist()]
 
