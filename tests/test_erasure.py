@@ -382,6 +382,23 @@ def test_what_was_online_once_is_erased_there(repo: Repo) -> None:
         store.materialize()
 
 
+def test_what_a_removed_view_left_online_is_erased_there(repo: Repo) -> None:
+    """A view that was removed, and came back to be served offline alone, has its rows of before erased, too."""
+    repo.write("k.parquet", {"id": ["a", "b"], "at": pa.array([at(NOON - HOUR)] * 2, TIME), "x": [1, 2]})
+    repo.define(OFFLINE_FOR_A_WHILE.format(online=True))
+    store = repo.open()
+    store.apply()
+    store.materialize()
+    text = OFFLINE_FOR_A_WHILE.format(online=False)
+    repo.define("\n".join(line for line in text.splitlines() if not line.startswith("both")).replace("kept", "other"))
+    store.apply()
+    repo.define(text)
+    store.apply()
+    manifest = store.delete_entities("user", {"id": ["a"]})
+
+    assert next((each.version, each.online_rows) for each in manifest.versions if each.view == "kept") == (1, 1)
+
+
 def test_what_is_restored_while_it_is_offline_can_be_pushed_again(repo: Repo) -> None:
     """A lift takes the deletions back that the erasure wrote, whether the view is served online at that moment or not."""
     repo.write("k.parquet", {"id": ["a", "b"], "at": pa.array([at(NOON - HOUR)] * 2, TIME), "x": [1, 2]})
