@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, model_validator
 from pydantic.dataclasses import rebuild_dataclass
 
-from featurestore.aggregations import ALL, Aggregation
+from featurestore.aggregations import Aggregation
 from featurestore.clock import duration_text
 from featurestore.errors import known_names
 from featurestore.fields import (
@@ -195,12 +195,6 @@ class FeatureView:
         """What the view's table holds of a row besides keys and times: the features, or what aggregations need."""
         inputs = {each.input: None for each in self.aggregations if each.input is not None}
         return self.fields or tuple(inputs)
-
-    @property
-    def column_names(self) -> list[str]:
-        """The join keys, and the columns that its table stores; of aggregations before their types are known as well."""
-        names = [each.stored_name for each in self.aggregations if each.column != ALL or each.where is not None]
-        return [*(key.name for key in self.join_keys), *(field.name for field in self.fields), *names]
 
     @property
     def join_keys(self) -> tuple[Field, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
+from featurestore.aggregations import ALL
 from featurestore.definitions import (
     KINDS,
     Alias,
@@ -141,12 +142,18 @@ def _source_faults(found: Found, root: Path) -> Iterator[Fault]:
     for definition, file in found:
         if isinstance(definition, FeatureView):
             try:  # here, and not where it is made: a registry may hold one that was applied before this was looked at
-                check_cases(definition.column_names)
+                check_cases(_columns(definition))
             except ValueError as reason:
                 yield Fault(file, definition.name, "aggregations" if definition.aggregations else "fields", str(reason))
                 continue
             for where, message in view_faults(definition, root, columns.get(definition.source)):
                 yield Fault(file, definition.name, where, message)
+
+
+def _columns(view: FeatureView) -> list[str]:
+    """Return the join keys of a view, and the columns that its table stores."""
+    names = [each.stored_name for each in view.aggregations if each.column != ALL or each.where is not None]
+    return [*(key.name for key in view.join_keys), *(field.name for field in view.fields), *names]
 
 
 Role = FeatureView | Alias | OnDemandFeatureView
