@@ -358,7 +358,7 @@ def test_where_the_service_is(monkeypatch: pytest.MonkeyPatch, remote: str) -> N
     with FeatureStoreClient() as client:
         assert repr(client) == f"FeatureStoreClient({remote!r})"
         for login in ("me:secret", "me:sec@ret"):
-            assert repr(FeatureStoreClient(f"http://{login}@host/")) == "FeatureStoreClient('http://***@host')"
+            assert repr(FeatureStoreClient(f"http://{login}@host/")) == "FeatureStoreClient('http://me:***@host')"
         assert client.overview()["project"] == "shop"
     with answering(OK) as (url, seen), FeatureStoreClient(url) as client:
         client.versions()

@@ -13,7 +13,7 @@ import httpx
 
 from featurestore.client.bodies import Features, push_body, spine_body
 from featurestore.client.calls import Availability, Calls, GivenLock, Incomplete, Training
-from featurestore.client.connection import connection, failure_of, sent, shown
+from featurestore.client.connection import connection, failure_of, sent
 from featurestore.client.exchange import Answer, Exchange, Failure, Request, Retries, is_expected
 from featurestore.client.results import RemoteTrainingSet, RemoteVectors, TrainingSetJob
 from featurestore.client.spool import Spool
@@ -48,7 +48,9 @@ class _Client:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({shown(self._settings['base_url'])!r})"
+        from featurestore.settings import redacted
+
+        return f"{type(self).__name__}({redacted(self._settings['base_url'])!r})"
 
     def _sent(self, request: Request) -> dict[str, Any]:
         return sent(request, self._training_timeout_seconds if request.is_long else self._timeout_seconds)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 from typing import Any
 
@@ -15,7 +14,7 @@ try:
 except ImportError as missing:
     raise MissingDependencyError("httpx", "client", "the HTTP client") from missing
 
-__all__ = ["connection", "failure_of", "sent", "shown"]
+__all__ = ["connection", "failure_of", "sent"]
 
 _URL, _KEY = "FEATURESTORE_URL", "FEATURESTORE_API_KEY"
 _LOST = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
@@ -36,11 +35,6 @@ def connection(url: str | None, api_key: str | None, timeout_seconds: float, ca_
     except OSError as reason:  # an SSLError is one
         raise InputError(f"there are no certificates to read in {ca_file}: {reason}", name="ca_file") from reason
     return {"base_url": url.rstrip("/"), "headers": headers, "timeout": timeout_seconds, "verify": verify}
-
-
-def shown(url: str) -> str:
-    """Return a URL without the password that it may have."""
-    return re.sub(r"(?<=://)[^/]*@", "***@", url)
 
 
 def sent(request: Request, timeout_seconds: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ an error unless `incomplete` says what to do with them. The rule itself is in `p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -141,12 +141,12 @@ class TrainingSet:
         target = Path(path)
         if self.spine.path is not None and target.exists() and target.samefile(self.spine.path):
             raise SpineError(f"{target} is the spine; write the training set to another file", name=str(target))
-        manifest = self._manifest(target)  # before the file is there, which SQL may have read the spine from
+        spine = self.spine.digest()  # before the file is replaced, which SQL may have read the spine from
         rows = write_parquet(target, self.schema, self.to_batches())
-        write_manifest(replace(manifest, rows=rows), self.origin.offline_folder)
+        write_manifest(self._manifest(target, rows, spine), self.origin.offline_folder)
         return rows
 
-    def _manifest(self, target: Path) -> Manifest:
+    def _manifest(self, target: Path, rows: int, spine: str) -> Manifest:
         lookups = tuple(
             LookupRecord(
                 lookup.name, lookup.version.view.name, lookup.version.uid, self.snapshots[lookup.version.uid].version,
@@ -165,8 +165,8 @@ class TrainingSet:
             lookups=lookups,
             timestamp_column=self.spine.timestamp_column,
             incomplete=self.incomplete,
-            spine=self.spine.digest(),
-            rows=0,
+            spine=spine,
+            rows=rows,
             on_demand=tuple(dict(each.spec) for each in self.selection.computed),
             availability=self.availability,
         )
